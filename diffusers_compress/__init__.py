@@ -1,0 +1,40 @@
+"""Image compression with pretrained diffusion models, as diffusers pipelines."""
+
+from importlib import import_module
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Resolved at first use, so that a shell command answers without loading torch.
+_DEFINED_IN = {
+    "DiffCPipeline": "pipelines.diffc",
+    "CompressOutput": "outputs",
+    "DecompressOutput": "outputs",
+    "RoundTripOutput": "outputs",
+    "BitstreamError": "bitstream",
+    "NotABitstream": "bitstream",
+    "UnsupportedVersion": "bitstream",
+    "Corrupt": "bitstream",
+    "WrongModel": "bitstream",
+    "LimitExceeded": "bitstream",
+    # diffusers looks its base classes up in the library that a saved component names: see _diffusers.py
+    "ModelMixin": "_diffusers",
+    "SchedulerMixin": "_diffusers",
+}
+__all__ = ["__version__", "embedded_model"]
+__all__.extend(_DEFINED_IN)
+
+
+def embedded_model() -> str:
+    """Folder of the small Stable-Diffusion model that ships with the package, for `from_pretrained`."""
+    return str(Path(__file__).parent / "embedded" / "model")
+
+
+def __getattr__(name: str):
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

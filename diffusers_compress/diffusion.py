@@ -1,0 +1,177 @@
+"""Diffusion with x_t = alpha_t x_0 + sigma_t eps, in float32 or better: t is the noisier level, s the less noisy one.
+
+`alpha` and `sigma` are floats, or tensors that broadcast against x_t; alpha_t = 0 (zero terminal SNR) is allowed throughout,
+except that an epsilon prediction says nothing about x_0 there.
+
+`solve` and `ancestral` are generators: they yield (x_t, t) wherever they need the network, are sent its output, and return x_0.
+Many of them can so share one batch (`run`), each at a timestep of its own.
+"""
+
+import math
+from collections.abc import Callable, Generator
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+Walk = Generator[tuple[Tensor, int], Tensor, Tensor]
+
+# ODE solvers of diffusers that `solve` runs as they are, and those in whose place it takes plain DDIM steps.
+NATIVE_SOLVERS = (
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
+DDIM_SOLVERS = (
+    "CogVideoXDDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "PNDMScheduler",
+)
+
+# Options of the native solvers that would place the timesteps, or change the levels, once more.
+OWN_SPACING = ("rescale_betas_zero_snr", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas")
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def predict_x0(output: Tensor, x_t: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor:
+    """The network's output (what `prediction_type` says, shaped like x_t) as a prediction x_0_hat of x_0."""
+    output, x_t = _wide(output), _wide(x_t)
+    if prediction_type == "sample":
+        return output
+    # Ho et al. 2020, eq. 15:  x_0 = (x_t - sigma eps) / alpha
+    if prediction_type == "epsilon":
+        return (x_t - sigma * output) / alpha
+    # Salimans & Ho 2022, section 4:  v = alpha eps - sigma x_0,  so  x_0 = alpha x_t - sigma v
+    if prediction_type == "v_prediction":
+        return alpha * x_t - sigma * output
+    raise ValueError(f"prediction_type is {prediction_type!r}; permitted are epsilon, v_prediction, sample")
+
+
+def posterior(x_t: Tensor, x_0: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> tuple[Tensor, float]:
+    """Mean (shaped like x_t) and standard deviation of q(x_s | x_t, x_0).  Ho et al. 2020, eq. 6-7, for any stride t -> s."""
+    # Kingma et al. 2021 (VDM), appendix A:  q(x_t | x_s) = N(a_ts x_s, var_ts)
+    a_ts = alpha_t / alpha_s
+    var_ts = sigma_t**2 - a_ts**2 * sigma_s**2
+    mean = (a_ts * sigma_s**2 / sigma_t**2) * _wide(x_t) + (alpha_s * var_ts / sigma_t**2) * _wide(x_0)
+    std = sigma_s * var_ts**0.5 / sigma_t
+    return mean, std
+
+
+def kl_bits(x_0: Tensor, x_0_hat: Tensor, snr_t: float, snr_s: float) -> Tensor:
+    """KL( q(x_s | x_t, x_0) || q(x_s | x_t, x_0_hat) ) in bits, [B]: summed over all but the first dimension."""
+    # Kingma et al. 2021 (VDM), section 4.1:  (snr_s - snr_t) |x_0 - x_0_hat|^2 / 2  nats
+    squared_error = (_wide(x_0) - _wide(x_0_hat)).square().flatten(1).sum(1)
+    return (snr_s - snr_t) * squared_error / (2 * math.log(2))
+
+
+def ddim(x_t: Tensor, x_0_hat: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> Tensor:
+    """One step t -> s of the probability-flow ODE.  Song et al. 2021 (DDIM), eq. 12 with eta = 0."""
+    epsilon_hat = (_wide(x_t) - alpha_t * _wide(x_0_hat)) / sigma_t
+    return alpha_s * _wide(x_0_hat) + sigma_s * epsilon_hat
+
+
+def run(walks: list[Walk], network: Callable[[Tensor, list[int], list[int]], Tensor]) -> list:
+    """What each walk returns. network(x_t [B, ...], t [B], i [B]) -> [B, ...]: one call a round for all walks i that wait for it."""
+    results, waiting = [None] * len(walks), {}
+
+    def resume(i, output):
+        try:
+            waiting[i] = walks[i].send(output)
+        except StopIteration as stop:
+            waiting.pop(i, None)
+            results[i] = stop.value
+
+    for i in range(len(walks)):
+        resume(i, None)
+    while waiting:
+        active = list(waiting)
+        x_t, t = zip(*waiting.values())
+        for i, output in zip(active, network(torch.cat(x_t), list(t), active).split(1)):
+            resume(i, output)
+    return results
+
+
+def ancestral(x_t: Tensor, t: int, num_steps: int, schedule, generator: torch.Generator | None) -> Walk:
+    """The reverse process of Ho et al. 2020, algorithm 2, from x_t [1, ...] in min(num_steps, t + 1) calls, the last for x_0_hat."""
+    timesteps = _timesteps_to_zero(t, min(num_steps, t + 1))
+    for t, s in zip(timesteps, timesteps[1:]):
+        x_0_hat = predict_x0((yield x_t, t), x_t, *schedule.level(t), schedule.prediction_type)
+        mean, std = posterior(x_t, x_0_hat, *schedule.level(t), *schedule.level(s))
+        x_t = mean + std * randn_tensor(mean.shape, generator, mean.device, mean.dtype)
+    return predict_x0((yield x_t, timesteps[-1]), x_t, *schedule.level(timesteps[-1]), schedule.prediction_type)
+
+
+def solve(x_t: Tensor, t: int, num_steps: int, schedule, scheduler) -> Walk:
+    """Follow the probability-flow ODE from x_t [1, ...] at timestep `t` down to x_0 in min(num_steps, t + 1) calls of the network.
+
+    x_t is yielded in our convention whatever the solver, and the output is expected in the schedule's prediction type.
+    `scheduler`, which is left as it is, says which solver. Native: DEISMultistep, DPMSolverMultistep, EulerDiscrete,
+    LMSDiscrete and UniPCMultistep, with their own options but on our timesteps. DDIM steps instead: DDIM, DDIMParallel,
+    CogVideoXDDIM and PNDM, DPMSolverSinglestep, HeunDiscrete and KDPM2Discrete, which cannot take these timesteps or (Heun) fail
+    near zero SNR. The last call of all is x_0_hat. Anything stochastic (ancestral, DDPM, LCM, SDE, ...) or unknown raises
+    ValueError.
+    """
+    name = type(scheduler).__name__
+    # Other classes carry algorithm_type along in their config, but do not act on it.
+    algorithm = scheduler.config.get("algorithm_type", "") if name.startswith("DPMSolver") else ""
+    if name not in NATIVE_SOLVERS + DDIM_SOLVERS or algorithm.startswith("sde"):
+        raise ValueError(
+            f"{name} {algorithm} is not a known deterministic ODE solver; set pipe.scheduler to one, such as DDIMScheduler or "
+            f"DPMSolverMultistepScheduler (all of them: {', '.join(NATIVE_SOLVERS + DDIM_SOLVERS)})"
+        )
+    if t not in range(len(schedule.alpha)):
+        raise ValueError(f"t is {t}; permitted are 0 to {len(schedule.alpha) - 1}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; permitted are whole numbers from 1")
+
+    timesteps = _timesteps_to_zero(t, min(num_steps, t + 1))
+    if name in NATIVE_SOLVERS and len(timesteps) > 1:
+        x = yield from _solve_native(_wide(x_t), timesteps, schedule, scheduler)
+    else:
+        x = yield from _solve_ddim(_wide(x_t), timesteps, schedule)
+    return predict_x0((yield x, timesteps[-1]), x, *schedule.level(timesteps[-1]), schedule.prediction_type)
+
+
+def _timesteps_to_zero(t: int, num_steps: int) -> list[int]:
+    """num_steps (at most t + 1) different timesteps from t towards 0, denser there.  Song et al. 2021 (DDIM), appendix D.2."""
+    return [max((t + 1) * k**2 // num_steps**2, k) - 1 for k in range(num_steps, 0, -1)]
+
+
+def _solve_ddim(x: Tensor, timesteps: list[int], schedule) -> Walk:
+    """From x at the first of the timesteps to x at the last."""
+    for t, s in zip(timesteps, timesteps[1:]):
+        x_0_hat = predict_x0((yield x, t), x, *schedule.level(t), schedule.prediction_type)
+        x = ddim(x, x_0_hat, *schedule.level(t), *schedule.level(s))
+    return x
+
+
+def _solve_native(x: Tensor, timesteps: list[int], schedule, scheduler) -> Walk:
+    """As _solve_ddim, by a copy of `scheduler` that has these timesteps only, numbered from 0, and so must take them all."""
+    alphas_cumprod = schedule.alpha[timesteps[::-1]] ** 2
+    betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    solver = type(scheduler).from_config(
+        scheduler.config,
+        trained_betas=betas.tolist(),
+        num_train_timesteps=len(timesteps),
+        prediction_type=schedule.prediction_type,
+        timestep_spacing="trailing",
+        interpolation_type="linear",
+        lambda_min_clipped=-math.inf,
+        **dict.fromkeys(OWN_SPACING, False),
+    )
+    solver.set_timesteps(len(timesteps), device=x.device)
+    # scale_model_input turns the solver's state into x_t (Euler and its kin keep x_t / alpha_t); its inverse starts the state.
+    state = x / solver.scale_model_input(x.new_ones(()), solver.timesteps[0])
+    for i in solver.timesteps[:-1]:
+        output = yield solver.scale_model_input(state, i), timesteps[-1 - int(i)]
+        state = solver.step(_wide(output), i, state, return_dict=False)[0]
+    return solver.scale_model_input(state, solver.timesteps[-1])

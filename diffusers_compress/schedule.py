@@ -1,0 +1,65 @@
+"""The noise levels of a diffusers scheduler: x_t = alpha_t x_0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1, for t = 0 .. T-1."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+# Zero terminal SNR is kept at this alpha^2, as diffusers' own solvers keep it, so that alpha / sigma never divides by zero.
+SMALLEST_ALPHAS_CUMPROD = 2**-24
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """`alpha` and `sigma`: [T] float64 on the CPU, t = 0 the least noisy; `prediction_type`: what the network's output means."""
+
+    alpha: Tensor
+    sigma: Tensor
+    prediction_type: str
+
+    @property
+    def ratio(self) -> Tensor:
+        """alpha / sigma, [T], falling with t."""
+        return self.alpha / self.sigma
+
+    @property
+    def snr(self) -> Tensor:
+        """alpha^2 / sigma^2, [T]."""
+        return self.ratio**2
+
+    def level(self, t: int) -> tuple[float, float]:
+        """alpha and sigma at timestep t."""
+        return self.alpha[t].item(), self.sigma[t].item()
+
+
+def from_scheduler(scheduler) -> NoiseSchedule:
+    """The levels a model was trained on, from any of diffusers' variance-preserving schedulers (DDIM, PNDM, DDPM, Euler, ...).
+
+    They follow from the scheduler's betas alone: its class and its sampling options (spacing, Karras sigmas, ...) change nothing.
+    Raises ValueError for flow matching, EDM and other schedulers without alphas_cumprod, and for other prediction types.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    discrete = not config.get("use_flow_sigmas") and config.get("timestep_type", "discrete") == "discrete"
+    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor) or not discrete:
+        raise ValueError(
+            f"{name} has no variance-preserving noise levels at discrete timesteps (flow matching and EDM are not supported); "
+            "use DDIMScheduler, PNDMScheduler, DDPMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler or the like"
+        )
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"{name} has prediction_type {prediction_type!r}; supported are {', '.join(PREDICTION_TYPES)}")
+
+    alphas_cumprod = scheduler.alphas_cumprod
+    # Heun, LMS, PNDM and others keep this option in their config when they replace another scheduler, but do not act on it.
+    if config.get("rescale_betas_zero_snr") and alphas_cumprod[-1] > SMALLEST_ALPHAS_CUMPROD:
+        alphas_cumprod = torch.cumprod(1 - rescale_zero_terminal_snr(scheduler.betas), dim=0)
+    alphas_cumprod = alphas_cumprod.detach().cpu().double().clamp(min=SMALLEST_ALPHAS_CUMPROD)
+    return NoiseSchedule(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), prediction_type)
+
+
+def timestep_at(schedule: NoiseSchedule, ratio: float) -> int:
+    """The timestep whose alpha / sigma is nearest to `ratio`."""
+    return int((schedule.ratio - ratio).abs().argmin())

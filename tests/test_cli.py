@@ -1,0 +1,303 @@
+"""The command line, run as a user would on a tiny random model; its failures one by one."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_compress import DiffCPipeline, __version__, cli, images
+
+SETTINGS = ["--device", "cpu", "--dtype", "float32"]
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line in this process: (exit status, lines on stdout, lines on stderr)."""
+
+    def run(*arguments):
+        status = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def picture(photo, tmp_path_factory):
+    path = tmp_path_factory.mktemp("picture") / "photo.png"
+    photo.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def coded(picture, tiny_sd_folder, tmp_path_factory):
+    """A compressed file made by the command line."""
+    path = tmp_path_factory.mktemp("coded") / "photo.dfc"
+    arguments = ["encode", picture, path, "--max-bytes", 300, "--prompt", "a small house", "--model", tiny_sd_folder, *SETTINGS]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    return path
+
+
+def assert_fails(result, words):
+    status, out, err = result
+    assert status != 0
+    assert out == []
+    assert len(err) == 1, err
+    assert err[0].startswith("error: ") and words in err[0], err[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ what works
+
+
+def test_encode_says_bytes_bpp_and_seconds(run, picture, tiny_sd_folder, tmp_path):
+    path = tmp_path / "photo.dfc"
+    status, out, err = run("encode", picture, path, "--bpp", 0.4, "--model", tiny_sd_folder, *SETTINGS)
+    assert (status, err) == (0, [])
+    size = path.stat().st_size
+    assert 8 * size / (96 * 64) <= 0.4
+    assert out[0].startswith(f"{path}: {size:,} bytes, {8 * size / (96 * 64):.4f} bpp, ")
+    assert os.listdir(tmp_path) == ["photo.dfc"]
+
+
+def test_encode_says_what_is_not_carried(run, photo, tiny_sd_folder, tmp_path):
+    photo.copy().convert("RGBA").save(tmp_path / "opaque.png")
+    see_through = photo.convert("RGBA")
+    see_through.putalpha(100)
+    see_through.save(tmp_path / "see_through.png")
+    for name, notes in ("opaque", 0), ("see_through", 1):
+        path = tmp_path / f"{name}.dfc"
+        _, out, _ = run("encode", tmp_path / f"{name}.png", path, "--max-bytes", 120, "--model", tiny_sd_folder, *SETTINGS)
+        assert len(out) == 1 + notes
+        assert all("alpha" in line for line in out[1:])
+
+
+def test_decode_is_the_pipelines_decompress(run, coded, tiny_sd_folder, tmp_path):
+    path = tmp_path / "photo.png"
+    status, out, err = run("decode", coded, path, "--model", tiny_sd_folder, "--steps", 3, *SETTINGS)
+    assert (status, err) == (0, [])
+    assert out[0].startswith(f"{path}: 96x64 pixels, ")
+    pipe = DiffCPipeline.from_pretrained(tiny_sd_folder)
+    expected = pipe.decompress(coded.read_bytes(), num_inference_steps=3).images[0]
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(expected))
+
+
+def test_decode_options_reach_the_pipeline(run, coded, tiny_sd_folder, tmp_path):
+    def decoded(*options):
+        path = tmp_path / "decoded.png"
+        status, *_ = run("decode", coded, path, "--force", "--model", tiny_sd_folder, *SETTINGS, *options)
+        assert status == 0
+        return path.read_bytes()
+
+    assert decoded("--preview") == decoded("--reconstruction", "denoised") != decoded()
+    ancestral = ["--reconstruction", "ancestral", "--steps", 4, "--seed"]
+    assert decoded(*ancestral, 1) == decoded(*ancestral, 1) != decoded(*ancestral, 2)
+    assert decoded("--guidance", 5) != decoded()
+
+
+def test_a_cut_file_decodes_and_says_so(run, coded, tiny_sd_folder, tmp_path):
+    cut = tmp_path / "cut.dfc"
+    cut.write_bytes(coded.read_bytes()[:-60])
+    status, out, err = run("decode", cut, tmp_path / "cut.png", "--model", tiny_sd_folder, *SETTINGS)
+    assert (status, err) == (0, [])
+    assert "cut short" in out[1]
+    assert Image.open(tmp_path / "cut.png").size == (96, 64)
+
+
+def test_info_tells_the_facts_without_a_model(run, coded, monkeypatch):
+    monkeypatch.setattr(DiffCPipeline, "from_pretrained", None)
+    status, out, err = run("info", coded)
+    assert (status, err) == (0, [])
+    facts = dict(line.split(maxsplit=1) for line in out)
+    assert (facts["width"], facts["height"], facts["bytes"]) == ("96", "64", str(coded.stat().st_size))
+    assert facts["prompt"] == "a small house"
+    assert facts["complete"] == "True"
+
+
+def test_demo_measures_on_what_it_wrote(run, photo, picture, tiny_sd_folder, tmp_path):
+    folder = tmp_path / "new" / "demo"
+    status, out, err = run("demo", picture, "--folder", folder, "--bpp", 0.5, "--model", tiny_sd_folder, *SETTINGS)
+    assert (status, err) == (0, [])
+    assert sorted(os.listdir(folder)) == ["photo.decoded.png", "photo.dfc", "photo.side_by_side.png"]
+    size = (folder / "photo.dfc").stat().st_size
+    assert f"{size:,} bytes, {8 * size / (96 * 64):.4f} bpp" in out[0]
+    error = np.asarray(photo).astype(float) - np.asarray(Image.open(folder / "photo.decoded.png"))
+    assert f"PSNR {10 * np.log10(255**2 / (error**2).mean()):.2f} dB" in out[1]
+    both = np.asarray(Image.open(folder / "photo.side_by_side.png"))
+    assert np.array_equal(both[:, :96], np.asarray(photo))
+
+
+@pytest.mark.slow
+def test_demo_takes_matplotlibs_photo_at_its_own_rate(run, tiny_sd_folder, tmp_path):
+    status, _, err = run("demo", "--folder", tmp_path, "--preview", "--model", tiny_sd_folder, *SETTINGS)
+    assert (status, err) == (0, [])
+    width, height = images.open_image(cli.demo_photo()).size
+    assert Image.open(tmp_path / "grace_hopper.decoded.png").size == (width, height)
+    assert 8 * (tmp_path / "grace_hopper.dfc").stat().st_size / (width * height) <= cli.DEMO_BPP
+
+
+def test_help_and_version(run):
+    status, out, err = run()
+    assert status == 0 and err == []
+    assert all(any(command in line for line in out) for command in ("encode", "decode", "info", "demo"))
+    assert run("--version") == (0, [f"diffusers-compress {__version__}"], [])
+
+
+def test_as_a_process_of_its_own(tmp_path):
+    (tmp_path / "no.dfc").write_bytes(b"hello")
+    command = [sys.executable, "-m", "diffusers_compress.cli", "info", "no.dfc"]
+    result = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- what fails
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"), [([], "given: none"), (["--bpp", "0.1", "--max-bytes", "9"], "given: --bpp, --max-bytes")]
+)
+def test_one_rate_is_wanted(run, picture, tmp_path, rate, words):
+    assert_fails(run("encode", picture, tmp_path / "o.dfc", *rate), words)
+
+
+@pytest.mark.parametrize("rate", [["--bpp", "-1"], ["--quality", "7"], ["--max-bytes", "3"]])
+def test_a_rate_out_of_range(run, picture, tiny_sd_folder, tmp_path, rate):
+    assert_fails(run("encode", picture, tmp_path / "o.dfc", *rate, "--model", tiny_sd_folder, *SETTINGS), rate[1])
+    assert os.listdir(tmp_path) == []
+
+
+def test_usage_errors(run, picture):
+    assert_fails(run("encode", picture), "OUT")
+    assert_fails(run("encode", picture, "o.dfc", "--nonsense"), "--nonsense")
+    assert_fails(run("encode", picture, "o.dfc", "--bpp", "much"), "--bpp")
+    assert_fails(run("decode", picture, "o.png", "--dtype", "int3"), "int3")
+    assert_fails(run("improve"), "improve")
+
+
+@pytest.mark.parametrize("command", [["encode", "--bpp", "1"], ["decode"], ["info"]])
+def test_missing_input(run, tmp_path, command):
+    target = [] if command == ["info"] else [tmp_path / "out.png"]
+    assert_fails(run(command[0], tmp_path / "none.png", *target, *command[1:]), "none.png")
+
+
+def test_unreadable_picture(run, tmp_path):
+    (tmp_path / "noise.png").write_bytes(b"not a picture")
+    assert_fails(run("encode", tmp_path / "noise.png", tmp_path / "o.dfc", "--bpp", 1), "noise.png")
+
+
+def test_existing_output_stays_and_is_noticed_before_the_model_loads(run, picture, coded, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "load", None)
+    for name in ("o.dfc", "o.png", "photo.side_by_side.png"):
+        (tmp_path / name).write_text("precious")
+    assert_fails(run("encode", picture, tmp_path / "o.dfc", "--bpp", 1), "--force")
+    assert_fails(run("decode", coded, tmp_path / "o.png"), "--force")
+    assert_fails(run("demo", picture, "--folder", tmp_path), "--force")
+    for name in ("o.dfc", "o.png", "photo.side_by_side.png"):
+        assert (tmp_path / name).read_text() == "precious"
+    assert_fails(run("encode", picture, picture, "--bpp", 1, "--force"), "the input itself")
+    assert_fails(run("encode", picture, tmp_path, "--bpp", 1, "--force"), "not a file")
+    assert_fails(run("encode", picture, tmp_path / "nowhere" / "o.dfc", "--bpp", 1), "no such folder")
+    assert_fails(run("decode", coded, tmp_path / "picture.xyz"), ".xyz")
+
+
+def test_force_overwrites(run, coded, tiny_sd_folder, tmp_path):
+    (tmp_path / "o.png").write_text("old")
+    status, *_ = run("decode", coded, tmp_path / "o.png", "--force", "--preview", "--model", tiny_sd_folder, *SETTINGS)
+    assert status == 0
+    assert Image.open(tmp_path / "o.png").size == (96, 64)
+
+
+def test_missing_model(run, picture, tmp_path):
+    (tmp_path / "empty").mkdir()
+    target = tmp_path / "o.dfc"
+    for model, words in [
+        (tmp_path / "none", "no such model folder"),
+        (tmp_path / "empty", "model_index.json"),
+        ("nobody/no-such-model", "nobody/no-such-model"),  # looks like a Hub id, and the tests are offline
+    ]:
+        assert_fails(run("encode", picture, target, "--bpp", 1, "--model", model), words)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: b"", "empty"),
+        (lambda data: b"PNG" + data, "not a .dfc file"),
+        (lambda data: data[:6], "cut"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "checksum"),
+        (lambda data: data + b"more", "too many"),
+    ],
+)
+def test_bad_file(run, coded, tmp_path, damage, words):
+    bad = tmp_path / "bad.dfc"
+    bad.write_bytes(damage(coded.read_bytes()))
+    assert_fails(run("info", bad), words)
+    assert_fails(run("decode", bad, tmp_path / "out.png"), words)
+    assert os.listdir(tmp_path) == ["bad.dfc"]
+
+
+def other_weights(folder, target):
+    """A copy of a model whose weights differ."""
+    pipe = DiffCPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in pipe.unet.parameters():
+            weight.neg_()
+    pipe.save_pretrained(target)
+    return target
+
+
+def test_another_model_is_refused_unless_wanted(run, coded, tiny_sd_folder, tmp_path):
+    other = other_weights(tiny_sd_folder, tmp_path / "other")
+    arguments = ["decode", coded, tmp_path / "out.png", "--preview", "--model", other, *SETTINGS]
+    assert_fails(run(*arguments), "model")
+    assert not (tmp_path / "out.png").exists()
+    status, *_ = run(*arguments, "--any-model")
+    assert status == 0
+    assert (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "smaller picture"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "smaller picture"),
+        (MemoryError(), "smaller picture"),
+        (KeyError("first line\nsecond line"), "KeyError"),
+        (OSError(errno.ENOSPC, "No space left on device", "o.png"), "o.png: No space left"),
+    ],
+)
+def test_whatever_happens_is_one_line(run, coded, tiny_sd_folder, tmp_path, monkeypatch, error, words):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(DiffCPipeline, "decompress", fail)
+    assert_fails(run("decode", coded, tmp_path / "o.png", "--model", tiny_sd_folder, *SETTINGS), words)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interruption_ends_quietly(run, coded, tiny_sd_folder, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DiffCPipeline, "decompress", interrupt)
+    status, out, err = run("decode", coded, tmp_path / "o.png", "--model", tiny_sd_folder, *SETTINGS)
+    assert status != 0
+    assert out == [] and len(err) <= 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_write_leaves_nothing(run, coded, tiny_sd_folder, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error", "o.png")
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    result = run("decode", coded, tmp_path / "o.png", "--preview", "--model", tiny_sd_folder, *SETTINGS)
+    assert_fails(result, "o.png: Input/output error")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,80 @@
+"""The small model that ships with the package: a real one, on a real photo."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers_compress import DiffCPipeline, embedded_model, images, schedule
+from diffusers_compress.cli import demo_photo
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = DiffCPipeline.from_pretrained(embedded_model(), dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return images.open_image(demo_photo()).convert("RGB").crop((100, 20, 356, 276))
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2))
+
+
+def test_folder_is_stable_diffusion_in_24_megabytes():
+    files = [path for path in Path(embedded_model()).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24_000_000
+    pipe = StableDiffusionPipeline.from_pretrained(embedded_model())
+    picture = pipe("", height=64, width=64, num_inference_steps=2, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3) and np.isfinite(picture).all()
+
+
+def test_the_autoencoder_alone(pipe, portrait):
+    with torch.no_grad():
+        x_hat = pipe.decode_latent(pipe.encode_picture(images.to_tensor(portrait)[0][None]))
+    assert psnr(portrait, images.to_output(x_hat)[0]) > 24
+
+
+def test_psnr_rises_with_the_rate(pipe, portrait):
+    """Every file nearly fills its size, and more bits give a better picture, in the flow and in the preview."""
+    figures = {"flow": [], "denoised": []}
+    for bpp in (0.02, 0.06, 0.18):
+        out = pipe.compress(portrait, target_bpp=bpp)
+        assert 0.95 * bpp < out.bpp[0] <= bpp
+        for reconstruction, values in figures.items():
+            values.append(psnr(portrait, pipe.decompress(out.bitstreams, reconstruction=reconstruction).images[0]))
+    for values in figures.values():
+        assert values[0] + 0.5 < values[1] and values[1] + 0.5 < values[2]
+
+
+def test_the_network_saves_bits(pipe, portrait, monkeypatch):
+    """The same noise level costs less than half of what it costs with a network that knows nothing."""
+    size = len(pipe.compress(portrait, quality=0.6).bitstreams[0])
+    ratio = schedule.from_scheduler(pipe.scheduler).ratio.float()
+    # v = alpha eps - sigma x_0_hat; with x_0_hat = 0 it is alpha / sigma x_t
+    monkeypatch.setattr(DiffCPipeline, "predict", lambda self, x_t, t, embeds: ratio[t].view(-1, 1, 1, 1) * x_t)
+    assert size < 0.5 * len(pipe.compress(portrait, quality=0.6).bitstreams[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_another_dtype_decodes_within_a_tenth_of_a_decibel(pipe, portrait, dtype):
+    data = pipe.compress(portrait, target_bpp=0.08).bitstreams[0]
+    other = DiffCPipeline.from_pretrained(embedded_model(), dtype=dtype)
+    other.set_progress_bar_config(disable=True)
+    assert other.fingerprint() == pipe.fingerprint()
+    difference = psnr(portrait, other.decompress(data).images[0]) - psnr(portrait, pipe.decompress(data).images[0])
+    assert abs(difference) < 0.1
+
+
+def test_a_large_picture_comes_back(pipe, portrait):
+    picture = portrait.resize((2000, 1300))
+    data = pipe.compress(picture, target_bpp=0.002).bitstreams[0]
+    decoded = pipe.decompress(data, reconstruction="denoised").images[0]
+    assert decoded.size == (2000, 1300)
+    assert psnr(picture, decoded) > psnr(picture, Image.new("RGB", picture.size, "gray"))

@@ -1,0 +1,113 @@
+"""The house stays as it was drawn: imports run downward only, each outside library has its room, no machine's paths."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the bottom up. A module imports from lower layers only; a new module takes its place here.
+LAYERS = [
+    {"_diffusers", "bitstream", "common_randomness", "fingerprint", "images", "outputs", "schedule"},
+    {"diffusion", "entropy"},
+    {"channels"},
+    {"pipelines"},
+    {"cli"},
+]
+ROOMS = {
+    "constriction": {"entropy"},
+    "transformers": {"captions", "metrics", "pipelines", "cli"},  # cli: to keep its messages off the screen
+    "open_clip": {"captions", "metrics"},
+}
+
+
+def package_files():
+    """(module, path): the module is the name below the package, "channels" and "pipelines" standing for all their files."""
+    package = ROOT / "diffusers_compress"
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).parts[0].removesuffix(".py")
+        if name != "__init__":
+            yield name, path
+    for path in sorted((ROOT / "pipelines").glob("*.py")):
+        yield "pipelines", path
+
+
+FILES = list(package_files())
+IDS = [str(path.relative_to(ROOT)) for _, path in FILES]
+
+
+def imported_names(source):
+    """Full dotted names of what a file imports, at any depth of the code."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that a pipeline's file also works alone"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_modules(source):
+    """Names of our own modules that a file imports."""
+    known = set.union(*LAYERS)
+    for name in imported_names(source):
+        parts = name.split(".")
+        if parts[0] == "diffusers_compress" and len(parts) > 1:
+            # What the package's root exports by itself is "diffusers_compress.DiffCPipeline": no module of that name.
+            yield parts[1] if parts[1] in known or len(parts) > 2 else "root"
+
+
+def layer(module):
+    found = [number for number, modules in enumerate(LAYERS) if module in modules]
+    assert found, f"{module} has no layer yet: give it one in tests/test_layout.py"
+    return found[0]
+
+
+@pytest.mark.parametrize(("module", "path"), FILES, ids=IDS)
+def test_imports_run_downward(module, path):
+    for imported in own_modules(path.read_text(encoding="utf-8")):
+        if imported == "root":
+            assert module == "cli", f"{path} takes a public name from the package's root"
+        elif not (imported == module == "channels"):
+            assert layer(imported) < layer(module), f"{path} imports {imported}"
+
+
+@pytest.mark.parametrize(("module", "path"), FILES, ids=IDS)
+def test_outside_libraries_keep_to_their_rooms(module, path):
+    for name in imported_names(path.read_text(encoding="utf-8")):
+        rooms = ROOMS.get(name.split(".")[0])
+        assert rooms is None or module in rooms, f"{path} imports {name}"
+
+
+def test_bitstream_needs_the_standard_library_alone():
+    source = (ROOT / "diffusers_compress" / "bitstream.py").read_text(encoding="utf-8")
+    assert {name.split(".")[0] for name in imported_names(source)} <= sys.stdlib_module_names
+
+
+def test_the_package_itself_imports_the_standard_library_alone():
+    source = (ROOT / "diffusers_compress" / "__init__.py").read_text(encoding="utf-8")
+    assert {name.split(".")[0] for name in imported_names(source)} <= sys.stdlib_module_names
+
+
+def test_the_checks_see_what_they_forbid():
+    assert list(own_modules("def f():\n    from diffusers_compress.pipelines.diffc import describe")) == ["pipelines"]
+    assert list(own_modules("from diffusers_compress import bitstream, DiffCPipeline")) == ["bitstream", "root"]
+    assert list(imported_names("if x:\n    import constriction.stream")) == ["constriction.stream"]
+
+
+def text_files():
+    for pattern in ("*.md", "*.toml", ".ci/run", "*/**/*.py", "*/**/*.md", "*/**/*.json"):
+        for path in ROOT.glob(pattern):
+            hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+            if path != Path(__file__) and (not hidden or pattern == ".ci/run"):
+                yield path
+
+
+def test_no_machine_paths_and_no_registry_hosts():
+    forbidden = re.compile(r"""(?:^|[\s"'`(=:])/(?:work|home|root|opt|mnt|srv|Users|tmp)/|pypi\.org|pythonhosted\.org""")
+    assert forbidden.search('open("/home/me/photo.png")')
+    for path in text_files():
+        found = forbidden.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{path} holds {found[0]!r}"

@@ -1,0 +1,347 @@
+"""One contract for all codecs: a picture becomes a file that comes back at its own size, on every way that users take."""
+
+import subprocess
+import sys
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers_compress import Corrupt, DiffCPipeline, LimitExceeded, WrongModel, bitstream, images
+from diffusers_compress.pipelines import diffc
+from diffusers_compress.pipelines.diffc import Parameters, budget_of_rank, describe, next_timestep, rank_of_budget, timesteps_of
+from diffusers_compress.schedule import from_scheduler
+from PIL import Image
+
+RATES = [{"target_bpp": 0.5}, {"max_bytes": 200}, {"quality": 0.7}]
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def pipe(request, tiny_sd_folders):
+    """DiffC on a folder that diffusers' own StableDiffusionPipeline saved."""
+    pipe = DiffCPipeline.from_pretrained(tiny_sd_folders[request.param])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def coded(pipe, photo):
+    return pipe.compress(photo, target_bpp=0.8).bitstreams[0]
+
+
+def latent(pipe, data, **options):
+    """What a file decodes to, as a float array [H, W, 3]."""
+    return pipe.decompress(data, output_type="np", **options).images[0]
+
+
+def assert_same(a, b):
+    """Equal but for the last digits of float32, which may differ from one call to the next, and their rounding to 8 bits."""
+    assert np.abs(a - b).max() < 1.01 / 255
+
+
+def differ(a, b):
+    return np.abs(a - b).max() > 0.02
+
+
+# ---------------------------------------------------------------------------------------------------------- file and back
+
+
+@pytest.mark.parametrize("rate", RATES, ids=lambda rate: next(iter(rate)))
+def test_round_trip_through_a_file(pipe, photo, tmp_path, rate):
+    out = pipe.compress(photo, **rate)
+    (tmp_path / "photo.dfc").write_bytes(out.bitstreams[0])
+    data = (tmp_path / "photo.dfc").read_bytes()
+    assert out.bpp == [8 * len(data) / (photo.width * photo.height)]
+    decoded = pipe.decompress(data).images[0]
+    assert decoded.size == photo.size and decoded.mode == "RGB"
+    assert describe(data)["complete"] and describe(data)["steps"] > 0
+
+
+def test_calling_the_pipeline_is_compress_and_decompress(pipe, photo):
+    both = pipe(photo, target_bpp=0.5)
+    out = pipe.compress(photo, target_bpp=0.5)
+    assert both.bitstreams == out.bitstreams and both.bpp == out.bpp
+    assert_same(np.asarray(both.images[0]) / 255, np.asarray(pipe.decompress(out.bitstreams).images[0]) / 255)
+    assert pipe(photo, target_bpp=0.5, return_dict=False)[1] == out.bitstreams
+
+
+def test_compressing_twice_gives_the_same_bytes(pipe, photo, coded):
+    assert pipe.compress(photo, target_bpp=0.8).bitstreams[0] == coded
+
+
+def test_the_receiver_ends_where_the_sender_did(pipe, photo, monkeypatch):
+    """Both ends hold the very same x_t and t at the end of the stream."""
+    ends = []
+    run = DiffCPipeline.run
+    monkeypatch.setattr(DiffCPipeline, "run", lambda self, *args: ends.append(run(self, *args)) or ends[-1])
+    pipe.decompress(pipe.compress(photo, target_bpp=0.8).bitstreams, reconstruction="denoised")
+    (x_sent, t_sent), (x_received, t_received) = ends[0][0], ends[1][0]
+    assert t_sent == t_received and torch.equal(x_sent, x_received)
+
+
+def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
+    """With an untrained network nothing but the stream can do it: the error of x_t / alpha falls to the schedule's noise."""
+    noise = from_scheduler(pipe.scheduler)
+    with torch.no_grad():
+        x_0 = pipe.encode_picture(images.to_tensor(photo)[0][None])
+    errors = []
+    for quality in (0.7, 0.85, 0.95):
+        data = pipe.compress(photo, quality=quality).bitstreams[0]
+        _, parameters, messages, _ = diffc.read_file(data)
+        receiver = diffc.Receiver(noise, parameters, messages)
+        with torch.no_grad():
+            [(x_t, t)] = pipe.run([diffc.reverse(noise, pipe.start(x_0.shape[1:]), receiver)], [""])
+        assert t == round((1 - quality) * 999)
+        alpha, sigma = noise.level(t)
+        errors.append(float((x_t / alpha - x_0).square().mean()) / (sigma / alpha) ** 2)
+    assert errors == pytest.approx([1, 1, 1], rel=0.35)
+
+
+@pytest.mark.parametrize("rate", RATES[:2], ids=lambda rate: next(iter(rate)))
+def test_no_file_exceeds_its_size(pipe, photo, rate):
+    for factor in (0.4, 0.7, 1):
+        scaled = {name: type(value)(value * factor) for name, value in rate.items()}
+        size = len(pipe.compress(photo, **scaled).bitstreams[0])
+        limit = scaled.get("max_bytes") or scaled["target_bpp"] * photo.width * photo.height / 8
+        assert size <= limit
+        assert size >= 0.9 * limit
+
+
+def test_finer_spacing_takes_more_steps(pipe, photo):
+    steps = [describe(pipe.compress(photo, quality=0.6, spacing=s).bitstreams[0])["steps"] for s in (0.5, 0.125, 1 / 32)]
+    assert steps[0] < steps[1] < steps[2]
+
+
+# ----------------------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("size", [(1, 1), (65, 65), (317, 211), (512, 97)])
+def test_any_size_comes_back(pipe, size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    data = pipe.compress(picture, quality=0.4).bitstreams[0]
+    assert pipe.decompress(data, reconstruction="denoised").images[0].size == size
+
+
+@pytest.mark.parametrize(
+    "mode, note", [("L", "greyscale"), ("RGBA", "alpha"), ("P", None), ("I;16", "16 bits"), ("1", "greyscale")]
+)
+def test_other_modes_come_back_as_colour(pipe, photo, mode, note):
+    if mode == "RGBA":
+        picture = photo.copy()
+        picture.putalpha(Image.linear_gradient("L").resize(photo.size))
+    elif mode == "I;16":
+        picture = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    else:
+        picture = photo.convert(mode)
+    out = pipe.compress(picture, target_bpp=0.5)
+    assert any(note in text for text in out.notes[0]) if note else out.notes[0] == []
+    assert pipe.decompress(out.bitstreams).images[0].size == photo.size
+
+
+def test_orientation_is_applied(pipe, photo, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    decoded = pipe(Image.open(tmp_path / "turned.jpg"), target_bpp=0.5).images[0]
+    assert decoded.size == (photo.height, photo.width)
+
+
+def test_arrays_and_tensors_give_the_bytes_of_the_picture(pipe, photo, coded):
+    array = np.asarray(photo)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    assert pipe.compress([photo, array, tensor], target_bpp=0.8, batch_size=1).bitstreams == [coded] * 3
+
+
+def test_lists_go_through_the_network_together(pipe, photo, coded, monkeypatch):
+    """Two sizes, two batches; prompts of their own; each picture decodes as it would alone."""
+    batches = []
+    predict = DiffCPipeline.predict
+    monkeypatch.setattr(DiffCPipeline, "predict", lambda self, x_t, *args: batches.append(len(x_t)) or predict(self, x_t, *args))
+    small = photo.crop((0, 0, 40, 40))
+    out = pipe.compress([photo, small, photo], quality=0.6, prompt=["", "a house", "clouds"])
+    steps = [describe(data)["steps"] for data in out.bitstreams]
+    assert sorted(batches) == [1] * steps[1] + [2] * steps[0]
+    assert [describe(data)["prompt"] for data in out.bitstreams] == ["", "a house", "clouds"]
+
+    batches.clear()
+    together = pipe.decompress(out.bitstreams, output_type="np", num_inference_steps=3).images
+    assert max(batches) == 2
+    for data, image, picture in zip(out.bitstreams, together, (photo, small, photo)):
+        assert image.shape == (picture.height, picture.width, 3)
+        assert_same(image, latent(pipe, data, num_inference_steps=3))
+
+
+# ------------------------------------------------------------------------------------------------------------------- decoding
+
+
+def test_reconstructions(pipe, photo):
+    coded = pipe.compress(photo, quality=0.3).bitstreams[0]
+    flow, preview = latent(pipe, coded), latent(pipe, coded, reconstruction="denoised")
+    draws = [latent(pipe, coded, reconstruction="ancestral", generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert_same(draws[0], draws[1])
+    assert_same(flow, latent(pipe, coded))
+    assert differ(draws[0], draws[2]) and differ(flow, preview) and differ(flow, draws[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler"]
+)
+def test_the_users_scheduler_finishes_the_picture(pipe, coded, name):
+    other = DiffCPipeline.from_pipe(pipe, dtype=pipe.dtype)
+    other.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    other.set_progress_bar_config(disable=True)
+    assert np.isfinite(latent(other, coded)).all()
+
+
+def test_guidance_moves_the_picture_only_with_a_prompt(pipe, photo, coded):
+    prompted = pipe.compress(photo, target_bpp=0.8, prompt="a small house under clouds").bitstreams[0]
+    assert describe(prompted)["prompt"] == "a small house under clouds"
+    assert differ(latent(pipe, prompted), latent(pipe, prompted, guidance_scale=100.0))
+    assert_same(latent(pipe, coded), latent(pipe, coded, guidance_scale=100.0))
+
+
+@pytest.mark.parametrize("channel", ["trellis", "poisson"])
+def test_every_prefix_decodes_to_its_whole_steps(pipe, photo, channel):
+    data = pipe.compress(photo, max_bytes=60, channel=channel).bitstreams[0]
+    assert len(data) <= 60
+    _, offset = bitstream.read_header(data)
+    present = []
+    for length in range(offset, len(data) + 1):
+        facts = describe(data[:length])
+        assert facts["complete"] == (length == len(data))
+        present.append(facts["steps_present"])
+    assert present == sorted(present) and present[0] == 0 and present[-1] == facts["steps"]
+    for length in (offset, (offset + len(data)) // 2, len(data) - 1):
+        assert pipe.decompress(data[:length], reconstruction="denoised").images[0].size == photo.size
+
+
+def test_another_dtype_decodes_nearly_the_same(pipe, coded, tiny_sd_folders, photo):
+    reference = latent(pipe, coded)
+    for dtype in (torch.bfloat16, torch.float16):
+        other = DiffCPipeline.from_pretrained(pipe.config._name_or_path, dtype=dtype)
+        other.set_progress_bar_config(disable=True)
+        assert np.sqrt(np.mean((latent(other, coded) - reference) ** 2)) < 0.05
+
+
+def test_a_second_process_decodes_the_same_picture(pipe, coded, tmp_path):
+    (tmp_path / "photo.dfc").write_bytes(coded)
+    program = (
+        "import sys; from diffusers_compress import DiffCPipeline\n"
+        "pipe = DiffCPipeline.from_pretrained(sys.argv[1])\n"
+        "pipe.decompress(open(sys.argv[2], 'rb').read()).images[0].save(sys.argv[3])"
+    )
+    paths = [pipe.config._name_or_path, tmp_path / "photo.dfc", tmp_path / "photo.png"]
+    subprocess.run([sys.executable, "-c", program, *map(str, paths)], check=True, capture_output=True)
+    here = np.asarray(pipe.decompress(coded).images[0], dtype=int)
+    there = np.asarray(Image.open(tmp_path / "photo.png"), dtype=int)
+    assert np.abs(here - there).max() <= 1
+
+
+# --------------------------------------------------------------------------------------------------------------------- files
+
+
+def test_overhead_is_twenty_bytes_and_the_budgets(pipe, photo):
+    """768x512 has two-byte sides, like any picture from 128 to 16383 pixels."""
+    parameters = Parameters(1, 8, 128, [100, 120, 130, 60])
+    header = bitstream.Header(bitstream.DIFFC, 768, 512, bytes(4), parameters.to_bytes())
+    assert bitstream.overhead(header) - len(parameters.to_bytes()) + len(Parameters(1, 8, 128, []).to_bytes()) == 20
+
+
+def test_parameters_come_back(photo):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        budgets = [budget_of_rank(int(rank)) for rank in rng.integers(0, 200, rng.integers(0, 20))]
+        prompt = rng.choice(["", "déjà vu 🙂", "x" * 500])
+        parameters = Parameters(
+            int(rng.integers(1, 3)), int(rng.integers(1, 65)), int(rng.integers(1, 129)), budgets, str(prompt)
+        )
+        assert Parameters.from_bytes(parameters.to_bytes()) == parameters
+
+
+def test_ranks_count_the_budgets_without_gaps():
+    budgets = [budget_of_rank(rank) for rank in range(200)]
+    assert budgets == sorted(set(budgets)) and budgets[:40] == [*range(32), *range(32, 48, 2)]
+    assert [rank_of_budget(budget) for budget in budgets] == list(range(200))
+
+
+@pytest.mark.parametrize("spacing", [1, 8, 64])
+def test_timesteps_fall_and_follow_the_levels(pipe, spacing):
+    noise = from_scheduler(pipe.scheduler)
+    timesteps, step = [999], 0
+    while timesteps[-1] > 0:
+        timesteps.append(next_timestep(noise, timesteps[-1], step, spacing))
+        step += 1
+    assert all(t > s for t, s in zip(timesteps, timesteps[1:]))
+    ratio = noise.ratio
+    for step, s in enumerate(timesteps[1:20]):
+        wanted = float(ratio[-1]) + (step + 1) * spacing / 64
+        nearest = int((ratio - wanted).abs().argmin())
+        assert s == nearest or s == timesteps[step] - 1
+    with pytest.raises(Corrupt, match="room for"):
+        timesteps_of(noise, Parameters(1, spacing, 128, [16] * len(timesteps)))
+
+
+def test_a_file_of_another_model_is_refused(pipe, coded, tiny_sd_folders):
+    folder = next(f for f in tiny_sd_folders.values() if str(f) != pipe.config._name_or_path)
+    other = DiffCPipeline.from_pretrained(folder)
+    other.set_progress_bar_config(disable=True)
+    with pytest.raises(WrongModel, match=describe(coded)["model"]):
+        other.decompress(coded)
+    assert other.decompress(coded, allow_other_model=True).images[0].size == (96, 64)
+
+
+def test_damage_is_told(pipe, coded):
+    for position in range(len(coded)):
+        damaged = bytearray(coded)
+        damaged[position] ^= 4
+        with pytest.raises(bitstream.BitstreamError):
+            pipe.decompress(bytes(damaged))
+    with pytest.raises(LimitExceeded, match="96x64"):
+        pipe.decompress(coded, limits=bitstream.Limits(pixels=1000))
+
+
+# ------------------------------------------------------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({}, "exactly one"),
+        ({"target_bpp": 0.5, "quality": 0.5}, "exactly one.*target_bpp, quality"),
+        ({"target_bpp": 0}, "target_bpp must be above 0"),
+        ({"quality": 1.5}, "quality.*1.5"),
+        ({"max_bytes": 10}, "may take 10 bytes"),
+        ({"quality": 0.5, "spacing": 2}, "spacing.*2"),
+        ({"quality": 0.5, "channel": "dither"}, "channel.*dither"),
+        ({"quality": 0.5, "prompt": ["a", "b"]}, "2 prompts"),
+        ({"quality": 0.5, "prompt": "x" * 5000}, "prompt"),
+    ],
+)
+def test_wrong_arguments_of_compress(pipe, photo, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        pipe.compress(photo, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [({"reconstruction": "best"}, "best"), ({"num_inference_steps": 0}, "num_inference_steps"), ({"output_type": "jpg"}, "jpg")],
+)
+def test_wrong_arguments_of_decompress(pipe, coded, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        pipe.decompress(coded, **arguments)
+
+
+def test_saved_and_loaded_again(pipe, coded, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    again = DiffCPipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    assert_same(latent(again, coded), latent(pipe, coded))
+
+
+def test_model_offload_hooks(pipe, photo, coded, tiny_sd_folders):
+    """The hooks of enable_model_cpu_offload, which move each component to its device when it is called."""
+    other = DiffCPipeline.from_pretrained(pipe.config._name_or_path)
+    other.set_progress_bar_config(disable=True)
+    other.enable_model_cpu_offload(device="cpu")
+    assert other.compress(photo, target_bpp=0.8).bitstreams[0] == coded
+    assert_same(latent(other, coded), latent(pipe, coded))
