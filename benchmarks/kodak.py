@@ -40,7 +40,7 @@ def parse_args():
 def pipeline(model, device, jobs):
     if jobs > 1:
         torch.set_num_threads(1)
-    pipe = DiffCPipeline.from_pretrained(model).to(device)
+    pipe = DiffCPipeline.from_pretrained(model, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -98,8 +98,8 @@ def nearest_budget(budget):
 
 
 def predicted_rank(budget, step, fraction):
-    """At one error of x_0_hat, step k costs in proportion to (k + 1)^2 - k^2 = 2 k + 1 (levels equally far apart in alpha/sigma)."""
-    return rank_of_budget(budget * (2 * step + 1) * fraction // ((2 * step - 1) * 128))
+    """Levels equally far apart in alpha/sigma cost about the same, but for the first step, which starts where the SNR is zero."""
+    return rank_of_budget(budget * (2 if step == 1 else 1) * fraction // 128)
 
 
 def write_budgets(writer, budgets, fraction):
@@ -225,6 +225,8 @@ class Sender:
         for fraction in range(128, 0, -1):
             s = next_timestep(self.noise, t, step, self.parameters.spacing, fraction)
             kl = float(diffusion.kl_bits(self.x_0, x_0_hat, self.noise.snr[t], self.noise.snr[s]))
+            if not math.isfinite(kl):
+                raise ValueError(f"the model's output at timestep {t} is not finite; load it with dtype float32 or bfloat16")
             budget = nearest_budget(self.channel.budget(kl))
             if s >= self.stop_t and self.size(budget, fraction) <= self.max_bytes:
                 return s, budget, fraction

@@ -3,6 +3,7 @@ import math
 import diffusers
 import pytest
 import torch
+
 from diffusers_compress import diffusion
 from diffusers_compress.diffusion import DDIM_SOLVERS, NATIVE_SOLVERS, ddim, kl_bits, posterior, predict_x0
 from diffusers_compress.schedule import from_scheduler

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
+
 from diffusers_compress import DiffCPipeline, embedded_model, images, schedule
 from diffusers_compress.cli import demo_photo
-from PIL import Image
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,20 @@
 """One contract for all codecs: a picture becomes a file that comes back at its own size, on every way that users take."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers_compress.pipelines.diffc import Parameters, budget_of_rank, describe, next_timestep, rank_of_budget, timesteps_of
+from PIL import Image
+
 from diffusers_compress import Corrupt, DiffCPipeline, LimitExceeded, WrongModel, bitstream, images
 from diffusers_compress.pipelines import diffc
-from diffusers_compress.pipelines.diffc import Parameters, budget_of_rank, describe, next_timestep, rank_of_budget, timesteps_of
 from diffusers_compress.schedule import from_scheduler
-from PIL import Image
 
 RATES = [{"target_bpp": 0.5}, {"max_bytes": 200}, {"quality": 0.7}]
 
@@ -245,6 +248,15 @@ def test_overhead_is_twenty_bytes_and_the_budgets(pipe, photo):
     parameters = Parameters(1, 8, 128, [100, 120, 130, 60])
     header = bitstream.Header(bitstream.DIFFC, 768, 512, bytes(4), parameters.to_bytes())
     assert bitstream.overhead(header) - len(parameters.to_bytes()) + len(Parameters(1, 8, 128, []).to_bytes()) == 20
+
+
+def test_the_example_of_the_format_description():
+    """The bytes in FORMAT.md's table are what its lines of Python make."""
+    text = (Path(__file__).parents[1] / "FORMAT.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("print(", "str("), names)
+    table = text[text.index("| bytes | meaning |") : text.index("| bits of the parameters |")]
+    assert bytes.fromhex(" ".join(re.findall(r"^\| `([0-9a-f ]+)` \|", table, re.MULTILINE))) == names["file"]
 
 
 def test_parameters_come_back(photo):

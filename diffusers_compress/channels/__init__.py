@@ -3,8 +3,6 @@
 Every channel has the same functions (n dimensions, `budget` a non-negative integer that the receiver knows beforehand):
 
     budget(kl) -> int           the budget that delivers a shift of `kl` = |shift|^2 / (2 ln 2) bits
-    kl(budget) -> float         the inverse: useful bits that a budget delivers
-    cost(budget) -> float       expected payload bits
     encode(shift, budget, step) -> (message, y)
     decode(message, n, budget, step, device) -> y       the same y
     payload_bytes(budgets, payload) -> int              length of the whole payload, from the budgets or its first bytes

@@ -34,11 +34,6 @@ def budget(kl: float) -> int:
     return round(kl)
 
 
-def kl(budget: int) -> float:
-    """KL of the wanted law that a budget stands for; of its shift only about 0.86 arrives."""
-    return float(budget)
-
-
 def cost(budget: int) -> float:
     """Expected payload bits of a step, a line through measured costs of chunks of 1 to 14 bits."""
     return 0.89 * budget + 1.25 * _chunks(budget) if budget else 0.0

@@ -40,11 +40,6 @@ def budget(kl: float) -> int:
     return round((kl + math.sqrt(kl**2 + 13.2 * kl)) / 2 if kl <= 11.4 else (kl + 2.35) / 0.925)
 
 
-def cost(budget: int) -> float:
-    """Payload bits of a step."""
-    return float(budget)
-
-
 def _segments(n: int, budget: int, device=None) -> tuple[Tensor, Tensor]:
     """(message bits read when each segment's state is complete [S], segment of each permuted dimension [n]); integers only."""
     ends = torch.tensor([*range(STATE_BITS, budget, SEGMENT_BITS), budget], device=device)
