@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers_compress.pipelines.diffc import describe
 
 from diffusers_compress import DiffCPipeline, embedded_model, images
 
@@ -61,6 +62,7 @@ def decode(args, picture, bpp, path):
     """Read the file and measure: one row of figures."""
     pipe, image, data = pipeline(args.model, args.device, args.jobs), images.open_image(picture), path.read_bytes()
     row = {"picture": picture.name, "target": bpp, "bytes": len(data), "bpp": 8 * len(data) / (image.width * image.height)}
+    row["steps"] = describe(data)["steps"]
     for reconstruction in args.reconstruction:
         start = time.perf_counter()
         decoded = pipe.decompress(data, reconstruction=reconstruction, num_inference_steps=args.steps).images[0]
@@ -102,15 +104,18 @@ def main():
     ceiling = np.mean(in_processes(args.jobs, vae_psnr, [args] * len(pictures), pictures))
     print(f"{len(pictures)} pictures; the autoencoder alone: {ceiling:.2f} dB\n")
     names = [name for name in rows[0] if name.endswith(("_psnr", "_seconds"))]
-    print("| target bpp | bpp | of target | bytes |", *(f"{name.replace('_', ' ').replace('psnr', 'PSNR')} |" for name in names))
-    print("|--" * (4 + len(names)) + "|")
+    print(
+        "| target bpp | bpp | of target | bytes | steps |",
+        *(f"{name.replace('_', ' ').replace('psnr', 'PSNR')} |" for name in names),
+    )
+    print("|--" * (5 + len(names)) + "|")
     for bpp in args.bpp:
         mine = [row for row in rows if row["target"] == bpp]
         over = sum(row["bpp"] > bpp for row in mine)
-        mean = {name: np.mean([row[name] for row in mine]) for name in ["bpp", "bytes", *names]}
+        mean = {name: np.mean([row[name] for row in mine]) for name in ["bpp", "bytes", "steps", *names]}
         values = " | ".join(f"{mean[name]:.2f}" if name.endswith("psnr") else f"{mean[name]:.1f}" for name in names)
         share = f"{100 * mean['bpp'] / bpp:.1f} %" + (f", {over} OVER" if over else "")
-        print(f"| {bpp} | {mean['bpp']:.4f} | {share} | {mean['bytes']:.0f} | {values} |")
+        print(f"| {bpp} | {mean['bpp']:.4f} | {share} | {mean['bytes']:.0f} | {mean['steps']:.1f} | {values} |")
 
 
 if __name__ == "__main__":

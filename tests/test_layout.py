@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from lower layers only; a new module takes its place here.
 LAYERS = [
     {"_diffusers", "bitstream", "common_randomness", "fingerprint", "images", "outputs", "schedule"},
-    {"diffusion", "entropy"},
+    {"diffc_header", "diffusion", "entropy"},
     {"channels"},
     {"pipelines"},
     {"cli"},

@@ -9,10 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers_compress.pipelines.diffc import Parameters, budget_of_rank, describe, next_timestep, rank_of_budget, timesteps_of
+from diffusers_compress.pipelines.diffc import describe, next_timestep, timesteps_of
 from PIL import Image
 
 from diffusers_compress import Corrupt, DiffCPipeline, LimitExceeded, WrongModel, bitstream, images
+from diffusers_compress.diffc_header import Parameters, budget_of_rank, rank_of_budget
 from diffusers_compress.pipelines import diffc
 from diffusers_compress.schedule import from_scheduler
 
