@@ -415,6 +415,10 @@ def export(parts, folder):
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder)
+    for path in folder.rglob("config.json"):  # without the paths of the machine that trained it
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
     print(f"wrote {folder}")
 
 
