@@ -6,7 +6,7 @@ Stages, each limited by wall-clock minutes so that the same command fits a lapto
     vae      AutoencoderKL of factor 8
     unet     UNet2DConditionModel on its latents, v-prediction with zero terminal SNR
     decoder  the autoencoder's decoder once more, its encoder frozen (needs only `vae`, so it may run beside `unet`)
-    export   RUN/model: a plain Stable-Diffusion folder in fp16
+    export   RUN/model: a plain Stable-Diffusion folder
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 
 The photos have no captions. Half of the samples see the empty prompt, half a random string, so that the model learns to pay no
@@ -402,12 +402,13 @@ def main():
 
 
 def export(parts, folder):
-    """The trained parts as one Stable-Diffusion folder in fp16."""
+    """The trained parts as one Stable-Diffusion folder in fp16; the small text encoder in fp32, since transformers, unlike diffusers,
+    loads a checkpoint in the type it was saved in unless told otherwise."""
     refined = parts / "vae-refined"
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(refined if refined.exists() else parts / "vae", torch_dtype=torch.float16),
         unet=UNet2DConditionModel.from_pretrained(parts / "unet", torch_dtype=torch.float16),
-        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer", model_max_length=77, pad_token="<|endoftext|>"),
         scheduler=UniPCMultistepScheduler.from_config(make_scheduler().config),  # the best of diffusers' ODE solvers at few steps
         safety_checker=None,

@@ -39,7 +39,7 @@ def test_folder_is_stable_diffusion_in_24_megabytes():
 def test_the_autoencoder_alone(pipe, portrait):
     with torch.no_grad():
         x_hat = pipe.decode_latent(pipe.encode_picture(images.to_tensor(portrait)[0][None]))
-    assert psnr(portrait, images.to_output(x_hat)[0]) > 24
+    assert psnr(portrait, images.to_output(x_hat)[0]) > 21
 
 
 def test_psnr_rises_with_the_rate(pipe, portrait):
