@@ -28,8 +28,7 @@ import statistics
 import torch
 from diffusers import DDIMScheduler
 
-from diffusers_compress import common_randomness, diffusion, schedule
-from diffusers_compress.channels import CHANNELS
+from diffusers_compress import bitstream, common_randomness, diffusion, schedule
 from diffusers_compress.pipelines import diffc
 
 
@@ -104,20 +103,23 @@ def estimate(noise, v, end):
 def code(noise, v, x_0, name, spacing, end_snr, seed):
     """Send x_0 and receive it -> (steps, sent bits, side bits among them, x_0_hat of the receiver)."""
     stop_t = schedule.timestep_at(noise, math.sqrt(end_snr))
-    number = diffc.CHANNEL_NUMBERS.get(name, 0)
-    channel = CHANNELS[number] if number else PerfectChannel(seed)
-    sender = diffc.Sender(noise, channel, x_0, diffc.Parameters(number, spacing, 128, []), 0, stop_t, math.inf)
+    number = diffc.CHANNEL_NUMBERS.get(name)
+    header = diffc.Header(diffc.DIFFC, 8 * v.shape[-1], 8 * v.shape[-2], bytes(4), b"")
+    sender = diffc.Sender(noise, x_0, header, diffc.Parameters(number or 1, spacing, 128, []), stop_t, math.inf)
+    if not number:
+        sender.channel = PerfectChannel(seed)
     x_0_hat = estimate(noise, v, sender)
     if not number:
         return len(sender.messages), sum(sender.messages), 0, x_0_hat
 
-    payload, side = sender.payload(), sender.parameters.to_bytes()
-    parameters = diffc.Parameters.from_bytes(side)
-    receiver = diffc.Receiver(noise, parameters, channel.unpack(payload, parameters.budgets))
+    data = sender.file()
+    header, parameters, messages, _ = diffc.read_file(data)
+    side, payload = len(header.parameters), len(data) - bitstream.overhead(header)
+    receiver = diffc.Receiver(noise, parameters, messages)
     received = estimate(noise, v, receiver)
     if not torch.equal(received, x_0_hat):
         raise RuntimeError(f"the receiver's estimate differs: {name}, spacing {spacing}, source {seed}")
-    return len(sender.messages), 8 * (len(payload) + len(side)), 8 * len(side), received
+    return len(sender.messages), 8 * (payload + side), 8 * side, received
 
 
 def row(noise, v, seeds, name, spacing, end_snr):

@@ -101,9 +101,9 @@ def reverse(noise, x_t, end):
 class Sender:
     """Knows x_0 [1, C, h, w]; chooses how far each step goes, within a last timestep and a file size."""
 
-    def __init__(self, noise, channel, x_0, parameters, fixed_bytes, stop_t, max_bytes):
-        self.noise, self.channel, self.x_0, self.parameters = noise, channel, x_0, parameters
-        self.fixed_bytes, self.stop_t, self.max_bytes = fixed_bytes, stop_t, max_bytes
+    def __init__(self, noise, x_0, header, parameters, stop_t, max_bytes):
+        self.noise, self.x_0, self.header, self.parameters = noise, x_0, header, parameters
+        self.channel, self.stop_t, self.max_bytes = CHANNELS[parameters.channel], stop_t, max_bytes
         self.messages = []
 
     def goes_on(self, t, step):
@@ -134,21 +134,27 @@ class Sender:
                 return s, budget, fraction
         return None
 
-    def payload(self):
-        """All messages as bytes. A channel that knows their length only now may have to give its last steps back."""
+    def size(self, budget, fraction):
+        """Bytes of the file if one more step of this budget ends it."""
+        budgets = self.parameters.budgets + [budget]
+        parameters = replace(self.parameters, budgets=budgets, fraction=fraction)
+        return overhead(self.header, parameters) + self.channel.payload_bytes(budgets)
+
+    def file(self):
+        """The whole file. A channel that knows its payload's length only now may have to give its last steps back."""
         while True:
             payload = self.channel.pack(self.messages, self.parameters.budgets)
-            if self.fixed_bytes + len(self.parameters.to_bytes()) + len(payload) <= self.max_bytes or not self.messages:
-                return payload
+            data = bitstream.pack(replace(self.header, parameters=self.parameters.to_bytes()), payload)
+            if len(data) <= self.max_bytes or not self.messages:
+                return data
             self.messages.pop()
             self.parameters.budgets.pop()
             self.parameters.fraction = 128
 
-    def size(self, budget, fraction):
-        """Bytes of the file if one more step of this budget ends it."""
-        budgets = self.parameters.budgets + [budget]
-        parameters = replace(self.parameters, budgets=budgets, fraction=fraction).to_bytes()
-        return self.fixed_bytes + len(parameters) + self.channel.payload_bytes(budgets)
+
+def overhead(header, parameters):
+    """Bytes of a file with these parameters that are not payload."""
+    return bitstream.overhead(replace(header, parameters=parameters.to_bytes()))
 
 
 class Receiver:
@@ -237,21 +243,19 @@ class DiffCPipeline(DiffusionPipeline):
             senders = []
             for i, x in zip(group, x_0.split(1)):
                 height, width = tensors[i].shape[-2:]
-                limit = max_bytes if max_bytes is not None else width * height * target_bpp / 8 if quality is None else math.inf
+                limit = math.inf if quality is not None else max_bytes or width * height * target_bpp / 8
+                header = Header(DIFFC, width, height, identity, b"")
                 parameters = Parameters(CHANNEL_NUMBERS[channel], round(64 * spacing), 128, [], prompts[i])
-                empty = bitstream.overhead(Header(DIFFC, width, height, identity, b""))
-                smallest = empty + len(parameters.to_bytes())
+                smallest = overhead(header, parameters)
                 if smallest > limit:
                     raise ValueError(
                         f"a {width}x{height} picture may take {int(limit)} bytes here; the smallest file has {smallest}"
                     )
-                senders.append(Sender(noise, CHANNELS[parameters.channel], x, parameters, empty, stop_t, limit))
+                senders.append(Sender(noise, x, header, parameters, stop_t, limit))
             walks = [reverse(noise, self.start(x_0.shape[1:]), sender) for sender in senders]
             self.run(walks, [prompts[i] for i in group])
             for i, sender in zip(group, senders):
-                height, width = tensors[i].shape[-2:]
-                payload = sender.payload()
-                files[i] = bitstream.pack(Header(DIFFC, width, height, identity, sender.parameters.to_bytes()), payload)
+                files[i] = sender.file()
         self.maybe_free_model_hooks()
         bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
         return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
@@ -286,7 +290,7 @@ class DiffCPipeline(DiffusionPipeline):
             ValueError: for an argument out of its range.
         """
         check_decompress_arguments(reconstruction, num_inference_steps, output_type)
-        files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, bytes) else bitstreams)]
+        files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
         identity = self.fingerprint()
         for header, *_ in files:
             if header.fingerprint != identity and not allow_other_model:

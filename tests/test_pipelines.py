@@ -111,6 +111,15 @@ def test_no_file_exceeds_its_size(pipe, photo, rate):
         assert size >= 0.9 * limit
 
 
+@pytest.mark.parametrize("length", [0, 100, 123, 124, 125, 126, 4096])
+def test_overhead_counts_a_long_prompt(length):
+    """From 128 bytes of parameters on their length takes two bytes."""
+    header, parameters = bitstream.Header(bitstream.DIFFC, 768, 512, bytes(4), b""), Parameters(1, 8, 128, [], "a" * length)
+    data = diffc.Sender(None, None, header, parameters, 0, float("inf")).file()
+    assert diffc.overhead(header, parameters) == len(data)
+    assert describe(data)["prompt"] == "a" * length
+
+
 def test_finer_spacing_takes_more_steps(pipe, photo):
     steps = [describe(pipe.compress(photo, quality=0.6, spacing=s).bitstreams[0])["steps"] for s in (0.5, 0.125, 1 / 32)]
     assert steps[0] < steps[1] < steps[2]
@@ -244,7 +253,7 @@ def test_a_second_process_decodes_the_same_picture(pipe, coded, tmp_path):
 # --------------------------------------------------------------------------------------------------------------------- files
 
 
-def test_overhead_is_twenty_bytes_and_the_budgets(pipe, photo):
+def test_overhead_is_twenty_bytes_and_the_budgets():
     """768x512 has two-byte sides, like any picture from 128 to 16383 pixels."""
     parameters = Parameters(1, 8, 128, [100, 120, 130, 60])
     header = bitstream.Header(bitstream.DIFFC, 768, 512, bytes(4), parameters.to_bytes())
@@ -260,7 +269,7 @@ def test_the_example_of_the_format_description():
     assert bytes.fromhex(" ".join(re.findall(r"^\| `([0-9a-f ]+)` \|", table, re.MULTILINE))) == names["file"]
 
 
-def test_parameters_come_back(photo):
+def test_parameters_come_back():
     rng = np.random.default_rng(0)
     for _ in range(200):
         budgets = [budget_of_rank(int(rank)) for rank in rng.integers(0, 200, rng.integers(0, 20))]
