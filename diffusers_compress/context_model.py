@@ -16,8 +16,8 @@ import numpy as np
 from diffusers_compress import logistic
 from diffusers_compress.logistic import UNIT
 
-STRIDE = 8  # of the coarsest grid
-BATCH = 512  # positions that share one state of the model, about
+STRIDE = 16  # of the coarsest grid
+BATCH = 256  # positions that share one state of the model, about
 NEAR = 4  # the first neighbours are the nearest ones
 
 # Where the known neighbours of a position lie, in steps of the grid: of one between four others diagonally, of one between two
@@ -44,11 +44,11 @@ class Batch:
 
 
 @functools.lru_cache(32)
-def batches(h: int, w: int, size: int = BATCH) -> list[Batch]:
-    """All positions of an h x w grid, once each, in the order of coding."""
-    y, x = np.mgrid[0:h:STRIDE, 0:w:STRIDE].reshape(2, -1)
-    found = [Batch(0, STRIDE, y * w + x, np.full((len(y), NEIGHBOURS), h * w))]
-    step = STRIDE // 2
+def batches(h: int, w: int, stride: int = STRIDE, size: int = BATCH) -> list[Batch]:
+    """All positions of an h x w grid, once each, in the order of coding; `stride`: that of the coarsest, a power of 2."""
+    y, x = np.mgrid[0:h:stride, 0:w:stride].reshape(2, -1)
+    found = [Batch(0, stride, y * w + x, np.full((len(y), NEIGHBOURS), h * w))]
+    step = stride // 2
     while step:
         for kind, (top, left) in ((1, (step, step)), (2, (0, step)), (3, (step, 0))):
             y, x = np.mgrid[top : h : 2 * step, left : w : 2 * step].reshape(2, -1)
@@ -96,7 +96,7 @@ def relative(x, spread, limit, parts=64):
 LIMIT = 1023
 WEIGHT_BITS = 12
 THRESHOLDS = np.rint(2.0 ** (np.arange(2, 34) / 2)).astype(np.int64)  # of expected errors: half octaves
-CANDIDATES = np.arange(0, 48, 2)  # scales among which each size of error has its own
+CANDIDATES = np.arange(48)  # scales among which each size of error has its own
 COST_UNIT = 64  # parts of a bit in which their costs are counted
 FIRST_ERROR = 48  # expected error before any is known, in 64ths of the spread
 

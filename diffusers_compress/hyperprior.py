@@ -18,13 +18,14 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from diffusers_compress._diffusers import ModelMixin
-from diffusers_compress.context_model import NEIGHBOURS, STRIDE, batches, order, relative, surroundings
+from diffusers_compress.context_model import NEIGHBOURS, batches, order, relative, surroundings
 from diffusers_compress.logistic import PER_OCTAVE, UNIT
 
 LIMIT = 127  # of weights and activations
 PARTS = 32  # a spread, in activations
 ONE = 64  # the weight that stands for 1
 KINDS, STEPS = 4, 4
+STRIDE = 8  # of the side information and of the coarsest grid
 Z_LIMIT = 15
 LEVELS = torch.tensor([round(2 ** (i / 8)) for i in range(8, 161)])  # eighth octaves; UNIT is 72
 LARGEST_INDEX = 60
@@ -177,7 +178,7 @@ class HyperPrior(ModelMixin, ConfigMixin):
         before = torch.zeros(len(channels), len(units), device=v.device)
         for i in range(len(channels)):
             before[i, channels[:i]] = 1
-        for batch in batches(h, w, h * w):
+        for batch in batches(h, w, STRIDE, h * w):
             centre, spread, level, trunk = self.context(v, batch, units, features, w, dithered)
             value = v[..., batch.positions]
             known = deviation(value, centre, spread).movedim(1, -1).flatten(0, 1)
@@ -203,7 +204,7 @@ def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[in
     channels, units = order(units), torch.tensor(units)
     v = torch.zeros(1, len(units), h * w + 1, dtype=torch.int64)
     features = model.synthesise(torch.from_numpy(z_hat)[None].double())
-    for batch in batches(h, w, h * w):
+    for batch in batches(h, w, STRIDE, h * w):
         centre, spread, level, trunk = model.context(v, batch, units, features, w, dithered)
         earlier = torch.zeros(1, len(trunk), len(units), dtype=torch.float64)
         for c in channels:

@@ -41,7 +41,7 @@ def test_every_position_once_and_neighbours_known_before(h, w):
         assert not known[batch.positions].any() and known[batch.neighbours].all()
         known[batch.positions] = True
     assert known.all()
-    assert np.array_equal(np.sort(np.concatenate([b.positions for b in batches(h, w, h * w)])), np.arange(h * w))
+    assert np.array_equal(np.sort(np.concatenate([b.positions for b in batches(h, w, 8, h * w)])), np.arange(h * w))
 
 
 def test_neighbours_are_the_nearest_ones():
