@@ -39,7 +39,7 @@ class Corrupt(BitstreamError):
 
 
 class WrongModel(BitstreamError):
-    """The file was made with other weights than those at hand."""
+    """The file was made with other weights, or by another codec, than those at hand."""
 
 
 class LimitExceeded(BitstreamError):
@@ -48,10 +48,13 @@ class LimitExceeded(BitstreamError):
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a file may ask for: pixels of the picture, bytes of codec parameters. Pass larger ones for more."""
+    """The most that a file may ask for: pixels of the picture, bytes of codec parameters, of them bytes of the prompt, and coded steps
+    (network calls). Pass larger ones for more."""
 
     pixels: int = 100_000_000
     parameter_bytes: int = 65_536
+    prompt_bytes: int = 4096
+    steps: int = 256
 
 
 DEFAULT_LIMITS = Limits()
@@ -110,6 +113,22 @@ def read_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Header, i
             "raise Limits.parameter_bytes if you trust the file"
         )
     return Header(codec, width, height, fingerprint, data[start:end]), end + 2
+
+
+def check_codec(header: Header, codec: int) -> None:
+    """WrongModel if the file is another codec's."""
+    if header.codec != codec:
+        made_by = CODECS[header.codec]
+        raise WrongModel(
+            f"the file was made by {made_by}, this decodes {CODECS[codec]} files; load the model as {made_by}Pipeline"
+        )
+
+
+def check_prompt(length: int, limits: Limits) -> None:
+    if length > limits.prompt_bytes:
+        raise LimitExceeded(
+            f"the prompt has {length} bytes, more than {limits.prompt_bytes}; raise Limits.prompt_bytes if you trust the file"
+        )
 
 
 def read_payload(data: bytes, offset: int, length: int | None = None) -> tuple[bytes, bool]:

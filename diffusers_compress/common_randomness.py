@@ -10,7 +10,7 @@ import statistics
 import torch
 from torch import Tensor
 
-START, PERMUTATION, SIGNS, CODEBOOK, CANDIDATES, ARRIVALS, DITHER = range(7)  # streams
+START, PERMUTATION, SIGNS, CODEBOOK, CANDIDATES, ARRIVALS, DITHER, CHECK = range(8)  # streams
 KEY = (0x44696666, 0x436F6D70)  # "DiffComp"
 WORD = 0xFFFFFFFF
 
@@ -56,8 +56,8 @@ def permutation(n: int, step: int, device=None) -> Tensor:
     return words(n, PERMUTATION, step, device).sort(stable=True).indices
 
 
-def signs(n: int, step: int, device=None) -> Tensor:
+def signs(n: int, step: int, device=None, stream: int = SIGNS) -> Tensor:
     """Random signs -> [n] float32: bit i % 32 (lowest first) of word i // 32; a set bit means -1."""
-    word = words((n + 31) // 32, SIGNS, step, device)
+    word = words((n + 31) // 32, stream, step, device)
     bit = (word[:, None] >> torch.arange(32, device=word.device) & 1).flatten()[:n]
     return 1.0 - 2.0 * bit.float()

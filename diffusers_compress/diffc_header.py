@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass, field
 
-from diffusers_compress.bitstream import BitReader, BitWriter, Corrupt, LimitExceeded
+from diffusers_compress.bitstream import DEFAULT_LIMITS, BitReader, BitWriter, Corrupt, LimitExceeded, check_prompt
 
 CHANNEL_NUMBERS = {"trellis": 1, "poisson": 2, "trellis16": 3}
-MAX_PROMPT_BYTES = 4096
+MAX_PROMPT_BYTES, MAX_STEPS = DEFAULT_LIMITS.prompt_bytes, DEFAULT_LIMITS.steps
 STRIDE_UNIT = 1024  # strides are counted in 1/1024 of alpha/sigma
 
 # Budgets have 5 significant bits, strides 4. Their ranks number such integers in rising order.
 BUDGET_DIGITS, BUDGET_RANK_BITS = 5, 9
 STRIDE_DIGITS, STRIDE_RANK_BITS = 4, 8
 RICE = 1
+CHECK_BITS = 14  # see `drift`
 
 
 @dataclass
@@ -19,7 +20,8 @@ class Parameters:
     """What a DiffC file says besides the size and the model.
 
     All steps but the last have the same `budget`, in units of the channel; the last has at most that. `strides[j]`, an integer of
-    STRIDE_DIGITS significant bits from 1 on, is the distance that step j goes in alpha/sigma, in units of 1 / STRIDE_UNIT.
+    STRIDE_DIGITS significant bits from 1 on, is the distance that step j goes in alpha/sigma, in units of 1 / STRIDE_UNIT. `check`:
+    what the sender's last x_t gives in `drift.check_of`, or None.
     """
 
     channel: int
@@ -27,6 +29,7 @@ class Parameters:
     last: int = 0
     strides: list[int] = field(default_factory=list)
     prompt: str = ""
+    check: int | None = None
 
     @property
     def budgets(self):
@@ -36,7 +39,11 @@ class Parameters:
         """At least 2 bytes. ValueError if a number is out of its field's range."""
         text = self.prompt.encode()
         writer = BitWriter()
+        if self.check is not None:
+            writer.write(0, 2)
         writer.write(self.channel, 2)
+        if self.check is not None:
+            writer.write(self.check, CHECK_BITS)
         writer.write(bool(text), 1)
         if text:
             writer.write(len(text), 16)
@@ -52,33 +59,36 @@ class Parameters:
         return writer.to_bytes()  # filled up with ones: never a whole Rice codeword, so the list ends by itself
 
     @classmethod
-    def from_bytes(cls, data):
+    def from_bytes(cls, data, limits=DEFAULT_LIMITS):
         """Inverse of `to_bytes`. Corrupt or LimitExceeded for what no encoder writes."""
         reader = BitReader(data)
-        channel, has_prompt = reader.read(2), reader.read(1)
+        channel, check = reader.read(2), None
+        if channel == 0:
+            channel, check = reader.read(2), reader.read(CHECK_BITS)
         if channel not in CHANNEL_NUMBERS.values():
             raise Corrupt(f"the file names channel {channel}; known channels are {CHANNEL_NUMBERS}")
         prompt = b""
-        if has_prompt:
+        if reader.read(1):
             length = reader.read(16)
-            if length > MAX_PROMPT_BYTES:
-                raise LimitExceeded(f"the prompt has {length} bytes, more than {MAX_PROMPT_BYTES}")
+            check_prompt(length, limits)
             prompt = bytes(reader.read(8) for _ in range(length))
         budget = number_of(reader.read(BUDGET_RANK_BITS), BUDGET_DIGITS)
         last = reader.read(budget.bit_length())
         if last > budget:
             raise Corrupt(f"the file's last budget, {last}, is above that of the other steps, {budget}")
         try:
-            return cls(channel, budget, last, read_strides(reader), prompt.decode())
+            return cls(channel, budget, last, read_strides(reader, limits.steps), prompt.decode(), check)
         except UnicodeDecodeError as error:
             raise Corrupt("the prompt in the file is not UTF-8") from error
 
 
-def read_strides(reader):
+def read_strides(reader, most):
     if reader.bits_left < STRIDE_RANK_BITS:
         return []
     ranks = [reader.read(STRIDE_RANK_BITS)]
     while (code := reader.read_rice(RICE)) is not None:
+        if len(ranks) == most:
+            raise LimitExceeded(f"the file has more than {most} steps; raise Limits.steps if you trust the file")
         ranks.append(ranks[-1] + (-(code + 1) // 2 if code % 2 else code // 2))
     if not all(1 <= rank < 2**STRIDE_RANK_BITS for rank in ranks):
         raise Corrupt("a stride in the file is out of range")

@@ -5,12 +5,17 @@ import inspect
 import torch
 
 from diffusers_compress import diffusion
-from diffusers_compress.bitstream import WrongModel
+from diffusers_compress.bitstream import CODECS, WrongModel
 from diffusers_compress.fingerprint import fingerprint
 
 
 class LatentCodecMixin:
     """For a `DiffusionPipeline` with the components vae, text_encoder, tokenizer, unet and scheduler, and `vae_scale_factor`."""
+
+    @classmethod
+    def from_pretrained(cls, *arguments, **options):
+        """As diffusers', but weights come from safetensors alone unless the caller says otherwise: other formats can run code."""
+        return super().from_pretrained(*arguments, **{"use_safetensors": True, **options})
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
@@ -64,7 +69,10 @@ class LatentCodecMixin:
     def decode_latent(self, x_0):
         """Scaled latents [B, C, h, w] to pictures [B, 3, 8h, 8w] in float32, about [-1, 1]."""
         z = x_0 / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
-        return self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float()
+        x = self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float()
+        if not x.isfinite().all():
+            raise ValueError("the model's output is not finite; load it with dtype float32 or bfloat16")
+        return x
 
     def latent_shape(self, height, width):
         """[C, h, w] of a picture's latent."""
@@ -77,14 +85,32 @@ class LatentCodecMixin:
         config["rescale_betas_zero_snr"] = bool(self.scheduler.config.get("rescale_betas_zero_snr"))
         config["scaling_factor"], config["shift_factor"] = self.vae.config.scaling_factor, self.vae.config.shift_factor
         components = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        missing = [name for name, component in components.items() if component is None]
+        if missing:
+            raise ValueError(f"this pipeline was loaded without its {' and '.join(missing)}; load the whole folder")
         return fingerprint(components | (own_components or {}), config | (own_config or {}))
+
+    def relatives(self):
+        """Fingerprints that this model had before something was added to it -> words for that."""
+        return {}
 
     def check_model(self, headers, allow_other_model):
         """WrongModel if a file was made with other weights, unless that is allowed."""
         identity = self.fingerprint()
         for header in headers:
             if header.fingerprint != identity and not allow_other_model:
-                raise WrongModel(f"the file was made with model {header.fingerprint.hex()}, this is model {identity.hex()}")
+                raise WrongModel(self.mismatch(header, identity))
+
+    def mismatch(self, header, identity):
+        """What a file was made with, what is here, and what to do."""
+        made_with, relatives = header.fingerprint, self.relatives()
+        here = f"this is model {identity.hex()}, with latents of {list(self.latent_shape(header.height, header.width))} here"
+        if made_with in relatives:
+            return f"the file was made with this model {relatives[made_with]} ({made_with.hex()}); {here}; load it so"
+        return (
+            f"the {CODECS[header.codec]} file of {header.width}x{header.height} pixels was made with model {made_with.hex()}, {here}; "
+            "`diffusers-compress info FILE --find FOLDER` looks for the right one; allow_other_model (--any-model) decodes to another picture"
+        )
 
 
 def check_rate_and_prompts(target_bpp, max_bytes, quality, prompts, pictures, max_prompt_bytes):

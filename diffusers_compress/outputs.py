@@ -20,9 +20,14 @@ class CompressOutput(BaseOutput):
 
 @dataclass
 class DecompressOutput(BaseOutput):
-    """`images`: list of PIL pictures, or of numpy arrays [H, W, 3] in [0, 1], or of tensors [3, H, W] in [0, 1]."""
+    """`images`: list of PIL pictures, or of numpy arrays [H, W, 3] in [0, 1], or of tensors [3, H, W] in [0, 1].
+
+    `drift[i]`: estimated rms difference between the last x_t of file i here and the sender's (`drift.drift`), None if the file does
+    not tell; codecs without a latent that both ends compute leave it out.
+    """
 
     images: list[Image.Image] | list[np.ndarray] | list[torch.Tensor]
+    drift: list[float | None] | None = None
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from diffusers_compress.bitstream import BitReader, BitWriter, Corrupt, LimitExceeded
+from diffusers_compress.bitstream import DEFAULT_LIMITS, BitReader, BitWriter, Corrupt, check_prompt
 
 MODEL_NUMBERS = {"adaptive": 1, "hyperprior": 2}
 ROUNDINGS = ("plain", "dithered")
-MAX_PROMPT_BYTES = 4096
+MAX_PROMPT_BYTES = DEFAULT_LIMITS.prompt_bytes
 
 # Step widths have nine significant bits, so that they and what follows from them are exact: 2^-6, ..., 2^10 - 2^1.
 STEPS_PER_OCTAVE = 256
@@ -52,7 +52,7 @@ class Parameters:
         return writer.to_bytes(pad=0) + text
 
     @classmethod
-    def from_bytes(cls, data):
+    def from_bytes(cls, data, limits=DEFAULT_LIMITS):
         """Inverse of `to_bytes`. Corrupt or LimitExceeded for what no encoder writes."""
         reader = BitReader(data)
         model, dithered, affine, has_prompt = (reader.read(bits) for bits in (2, 1, 1, 1))
@@ -66,8 +66,7 @@ class Parameters:
             shifts.append(reader.read(SHIFT_BITS) - (1 << SHIFT_BITS - 1))
         filler = reader.read(reader.bits_left % 8)
         length = reader.bits_left // 8
-        if length > MAX_PROMPT_BYTES:
-            raise LimitExceeded(f"the prompt has {length} bytes, more than {MAX_PROMPT_BYTES}")
+        check_prompt(length, limits)
         if filler or bool(length) != bool(has_prompt):
             raise Corrupt("the parameters' filler is not zero, or the prompt's flag is wrong")
         try:

@@ -13,6 +13,7 @@ sides know how large the denoiser's error is at each frequency (`reference`).
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffusers_compress import bitstream, common_randomness, diffusion, images, reference, schedule
+from diffusers_compress import bitstream, common_randomness, diffusion, drift, images, reference, schedule
 from diffusers_compress.bitstream import DIFFC, Corrupt, Header
 from diffusers_compress.channels import CHANNELS
 from diffusers_compress.diffc_header import (
@@ -28,6 +29,7 @@ from diffusers_compress.diffc_header import (
     BUDGET_RANK_BITS,
     CHANNEL_NUMBERS,
     MAX_PROMPT_BYTES,
+    MAX_STEPS,
     STRIDE_DIGITS,
     STRIDE_UNIT,
     Parameters,
@@ -40,9 +42,9 @@ from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTr
 from diffusers_compress.variance_head import VarianceHead
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
-MAX_STEPS = 256
 MIN_BUDGET = 64  # bits of a step: below that, a step's start costs too much
 MAX_STRIDE = 2**22
+CHECKED_BYTES = 2000  # files from this size on carry the two bytes of `drift`
 
 # ----------------------------------------------------------------------------------------------------- a file and its levels
 
@@ -66,17 +68,16 @@ def timesteps_of(noise, parameters):
 def read_file(data, limits=bitstream.DEFAULT_LIMITS):
     """Parse a DiffC file with integers alone: (header, parameters, messages of its whole steps, complete)."""
     header, offset = bitstream.read_header(data, limits)
-    if header.codec != DIFFC:
-        raise Corrupt(f"codec number {header.codec} is not DiffC")
-    parameters = Parameters.from_bytes(header.parameters)
+    bitstream.check_codec(header, DIFFC)
+    parameters = Parameters.from_bytes(header.parameters, limits)
     channel = CHANNELS[parameters.channel]
     payload, complete = bitstream.read_payload(data, offset, channel.payload_bytes(parameters.budgets, data[offset:]))
     return header, parameters, channel.unpack(payload, parameters.budgets), complete
 
 
-def describe(data):
+def describe(data, limits=bitstream.DEFAULT_LIMITS):
     """The facts of a DiffC file as plain values, without a model."""
-    header, parameters, messages, complete = read_file(data)
+    header, parameters, messages, complete = read_file(data, limits)
     return {
         "codec": "DiffC",
         "channel": next(name for name, number in CHANNEL_NUMBERS.items() if number == parameters.channel),
@@ -89,7 +90,7 @@ def describe(data):
         "steps": len(parameters.budgets),
         "steps_present": len(messages),
         "budgets": parameters.budgets,
-        "levels": [sum(parameters.strides[: i + 1]) / STRIDE_UNIT for i in range(len(parameters.strides))],
+        "levels": [stride / STRIDE_UNIT for stride in accumulate(parameters.strides)],
         "complete": complete,
     }
 
@@ -207,6 +208,11 @@ class Sender:
     def transmit(channel, shifts, v, rank, budget, step):
         return channel.encode(torch.stack(shifts), v, rank, budget, step)
 
+    def end_at(self, x_t):
+        """Let the file tell, if it has room for that, which x_t its receivers should end at."""
+        if self.parameters.check is not None:
+            self.parameters.check = drift.check_of(x_t)
+
     def file(self):
         """The whole file. A channel that knows its payload's length only now may have to give its last steps back."""
         while True:
@@ -216,6 +222,7 @@ class Sender:
                 return data
             self.messages.pop()
             self.parameters.strides.pop()
+            self.parameters.check = None  # that of a later x_t
             self.parameters.last = self.parameters.budget if self.messages else 0
 
 
@@ -254,6 +261,12 @@ class Receiver:
     @staticmethod
     def transmit(channel, messages, v, rank, budget, step):
         return messages, channel.decode(np.stack(messages), v, rank, budget, step)
+
+
+def drift_of(x_t, parameters, messages):
+    """Estimated rms difference from the sender's x_t; None if the file does not tell, or was cut."""
+    whole = len(messages) == len(parameters.budgets)
+    return drift.drift(x_t, parameters.check) if whole and parameters.check is not None else None
 
 
 # ------------------------------------------------------------------------------------------------------------- the pipeline
@@ -340,6 +353,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                 parameters = Parameters(CHANNEL_NUMBERS[channel], 0, prompt=prompts[i])
                 if quality is None:
                     limit, steps = max_bytes or width * height * target_bpp / 8, num_inference_steps
+                    parameters.check = 0 if limit >= CHECKED_BYTES else None
                     smallest = overhead(header, parameters)
                     if smallest > limit:
                         raise ValueError(
@@ -349,11 +363,13 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                 else:
                     limit, steps = math.inf, MAX_STEPS
                     bits = reference.expected_bits(self.error_calibration(), x.shape[1:], float(noise.snr[stop_t]))
+                    parameters.check = 0 if bits >= 8 * CHECKED_BYTES else None
                     budget = max(MIN_BUDGET, CHANNELS[parameters.channel].budget(bits / num_inference_steps))
                     parameters.budget = nearest(budget, BUDGET_DIGITS)
                 senders.append(Sender(noise, x, header, parameters, stop_t, steps, limit))
-            self.reverse(noise, CHANNELS[CHANNEL_NUMBERS[channel]], senders, x_0.shape[1:], [prompts[i] for i in group])
-            for i, sender in zip(group, senders):
+            ends = self.reverse(noise, CHANNELS[CHANNEL_NUMBERS[channel]], senders, x_0.shape[1:], [prompts[i] for i in group])
+            for i, sender, (x_t, _) in zip(group, senders, ends):
+                sender.end_at(x_t)
                 files[i] = sender.file()
         self.maybe_free_model_hooks()
         bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
@@ -384,6 +400,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             allow_other_model: decode although the file was made with other weights.
             limits: sizes that a file may claim.
 
+        Warns:
+            RuntimeWarning: if the latent at the end of a file's stream differs from the sender's, as `drift` in the result tells.
+
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
@@ -393,12 +412,14 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         self.check_model([header for header, *_ in files], allow_other_model)
         noise = schedule.from_scheduler(self.scheduler)
 
-        pictures = [None] * len(files)
+        pictures, drifts = [None] * len(files), [None] * len(files)
         shapes = [(self.latent_shape(header.height, header.width), parameters.channel) for header, parameters, *_ in files]
         for group in groups_of(batch_size, shapes):
             prompts = [files[i][1].prompt for i in group]
             shape, channel = shapes[group[0]]
             ends = self.reverse(noise, CHANNELS[channel], [Receiver(noise, *files[i][1:3]) for i in group], shape, prompts)
+            for i, (x_t, _) in zip(group, ends):
+                drifts[i] = drift_of(x_t, *files[i][1:3])
             if reconstruction == "flow":
                 walks = [diffusion.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
             else:
@@ -409,7 +430,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                 header = files[i][0]
                 pictures[i] = images.to_output(images.crop(x, header.height, header.width)[None], output_type)[0]
         self.maybe_free_model_hooks()
-        return DecompressOutput(images=pictures)
+        drift.warn(drifts)
+        return DecompressOutput(images=pictures, drift=drifts)
 
     def __call__(
         self,
@@ -464,10 +486,17 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
     def error_calibration(self):
         return (self.config.calibration or {}).get("error")
 
-    def fingerprint(self):
+    def fingerprint(self, with_head=True, with_calibration=True):
         """Four bytes that tell this model from others: what `LatentCodecMixin.fingerprint` says, the variance head, the calibration."""
-        head = {} if self.variance_head is None else {"variance_head": self.variance_head}
-        return super().fingerprint(head, {"error": self.error_calibration()})
+        head = {"variance_head": self.variance_head} if with_head and self.variance_head is not None else {}
+        return super().fingerprint(head, {"error": self.error_calibration() if with_calibration else None})
+
+    def relatives(self):
+        return {
+            self.fingerprint(with_head=False): "before it had its variance head",
+            self.fingerprint(with_calibration=False): "before it was calibrated",
+            self.fingerprint(with_head=False, with_calibration=False): "as it is without variance head and calibration",
+        }
 
 
 def check_compress_arguments(target_bpp, max_bytes, quality, num_inference_steps, channel, prompts, pictures):

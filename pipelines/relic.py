@@ -225,15 +225,14 @@ class EntropyModel:
 def read_file(data, limits=bitstream.DEFAULT_LIMITS):
     """Parse a Relic file up to its symbols: (header, parameters, payload)."""
     header, offset = bitstream.read_header(data, limits)
-    if header.codec != RELIC:
-        raise Corrupt(f"codec number {header.codec} is not Relic")
-    parameters = Parameters.from_bytes(header.parameters)
+    bitstream.check_codec(header, RELIC)
+    parameters = Parameters.from_bytes(header.parameters, limits)
     return header, parameters, bitstream.read_payload(data, offset)[0]
 
 
-def describe(data):
+def describe(data, limits=bitstream.DEFAULT_LIMITS):
     """The facts of a Relic file as plain values, without a model."""
-    header, parameters, payload = read_file(data)
+    header, parameters, payload = read_file(data, limits)
     return {
         "codec": "Relic",
         "width": header.width,
@@ -520,7 +519,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         """y_hat and what the entropy model expects of it, [C, h, w] each, float64."""
         name = next(name for name, number in MODEL_NUMBERS.items() if number == parameters.model)
         if name == "hyperprior" and self.hyperprior is None:
-            raise WrongModel("the file needs a hyperprior, which this pipeline does not have")
+            raise WrongModel(
+                f"the file needs a hyperprior ({parameters.tables:04x}), this pipeline has none; load the folder that it was made with"
+            )
         model = self.entropy_model(name)
         if model.tables != parameters.tables:
             raise WrongModel(f"the file was made with the entropy model {parameters.tables:04x}, this is {model.tables:04x}")

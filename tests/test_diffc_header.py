@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusers_compress.bitstream import BitWriter, Corrupt, LimitExceeded
+from diffusers_compress.bitstream import BitWriter, Corrupt, LimitExceeded, Limits
 from diffusers_compress.channels import CHANNELS
 from diffusers_compress.diffc_header import (
     BUDGET_DIGITS,
@@ -27,6 +29,7 @@ def parameters(draw):
         last=draw(st.integers(0, budget)),
         strides=[number_of(rank, STRIDE_DIGITS) for rank in ranks],
         prompt=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=200)),
+        check=draw(st.none() | st.integers(0, 2**14 - 1)),
     )
 
 
@@ -131,3 +134,24 @@ def test_what_no_encoder_writes_is_refused(data, error, words):
 def test_a_number_out_of_its_field_is_told(wrong):
     with pytest.raises(ValueError, match="does not fit"):
         wrong.to_bytes()
+
+
+def test_a_check_takes_sixteen_bits_in_front():
+    """Channel 0, then the channel, then the check; without it the bytes are as they ever were."""
+    plain = Parameters(1, number_of(36, 5), 33, [number_of(rank, 4) for rank in (8, 9, 7)])
+    assert plain.to_bytes() == bytes.fromhex("42484225")
+    checked = replace(plain, check=0x2ABC)
+    bits = f"{int.from_bytes(checked.to_bytes(), 'big'):048b}"
+    assert bits == "00" + "01" + f"{0x2ABC:014b}" + f"{int.from_bytes(plain.to_bytes(), 'big'):032b}"[2:]
+    assert Parameters.from_bytes(checked.to_bytes()) == checked
+
+
+def test_limits_can_be_raised():
+    prompted = Parameters(1, 8, prompt="x" * 5000).to_bytes()
+    with pytest.raises(LimitExceeded, match="5000 bytes.*Limits.prompt_bytes"):
+        Parameters.from_bytes(prompted)
+    assert len(Parameters.from_bytes(prompted, Limits(prompt_bytes=5000)).prompt) == 5000
+    many = Parameters(1, 8, 8, [1] * 257).to_bytes()
+    with pytest.raises(LimitExceeded, match="256 steps.*Limits.steps"):
+        Parameters.from_bytes(many)
+    assert len(Parameters.from_bytes(many, Limits(steps=257)).strides) == 257

@@ -20,6 +20,7 @@ from diffusers_compress import (
     WrongModel,
     bitstream,
     calibration,
+    drift,
     images,
     reference,
 )
@@ -472,3 +473,83 @@ def test_model_offload_hooks(pipe, photo, coded, tiny_sd_folders):
     other.enable_model_cpu_offload(device="cpu")
     assert other.compress(photo, target_bpp=0.2).bitstreams[0] == coded
     assert_same(latent(other, coded), latent(pipe, coded))
+
+
+# --------------------------------------------------------------------------------------------------------------- portability
+
+
+def test_a_receiver_tells_how_far_its_latent_drifted(pipe, monkeypatch):
+    """Files of some size carry a check of the sender's last x_t; small ones do not spend bytes on it."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8))
+    options = {"reconstruction": "denoised", "output_type": "np"}
+    small, data = (pipe.compress(picture, max_bytes=size, num_inference_steps=3).bitstreams[0] for size in (1999, 2000))
+    assert diffc.read_file(small)[1].check is None and diffc.read_file(data)[1].check is not None
+    assert pipe.decompress([small, data, data[:1000]], **options).drift == [None, pytest.approx(0, abs=0.06), None]
+
+    predict = DiffCPipeline.predict
+    monkeypatch.setattr(DiffCPipeline, "predict", lambda self, *args: predict(self, *args) + 0.1 * torch.randn(1, 4, 24, 32))
+    with pytest.warns(RuntimeWarning, match="drifted .* dtype float32"):
+        assert pipe.decompress(data, **options).drift[0] > drift.BOUND
+
+
+def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):
+    """Where steps are given back, the check would be that of another x_t."""
+    sender = diffc.Sender(
+        from_scheduler(pipe.scheduler),
+        None,
+        bitstream.Header(bitstream.DIFFC, 64, 64, bytes(4), b""),
+        Parameters(2, 20, 20, [128, 128], check=0),
+        0,
+        2,
+        50,
+    )
+    sender.messages = [np.array([700, 3]), np.array([700, 4])]
+    sender.end_at(torch.randn(1, 4, 8, 8))
+    assert diffc.read_file(sender.file())[1].check is not None
+    sender.max_bytes = len(sender.file()) - 1
+    _, parameters, messages, _ = diffc.read_file(sender.file())
+    assert len(messages) == 1 and parameters.check is None
+
+
+def test_no_symbol_depends_on_a_networks_float(informed, photo, monkeypatch):
+    """A network whose every output is off by 1e-3: the file still parses and decodes, to nearly the same picture."""
+    for channel in CHANNEL_NUMBERS:
+        data = informed.compress(photo, max_bytes=150, channel=channel).bitstreams[0]
+        seen, transmit = [], diffc.Receiver.transmit
+        keep = lambda *args: seen.append((args[1], args[3], args[4])) or transmit(*args)  # noqa: E731
+        with monkeypatch.context() as patch:
+            patch.setattr(diffc.Receiver, "transmit", staticmethod(keep))
+            exact = latent(informed, data, reconstruction="denoised")
+            predict, head = DiffCPipeline.predict, VarianceHead.forward
+            patch.setattr(DiffCPipeline, "predict", lambda self, *args: predict(self, *args) + 1e-3)
+            patch.setattr(VarianceHead, "forward", lambda self, *args: head(self, *args) + 1e-3)
+            perturbed = latent(informed, data, reconstruction="denoised")
+        first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+        for (messages, rank, budget), (other_messages, other_rank, other_budget) in zip(first, second, strict=True):
+            assert np.array_equal(messages, other_messages) and torch.equal(rank, other_rank) and budget == other_budget
+        assert 0 < np.abs(perturbed - exact).max() < 0.05
+
+
+def test_a_file_made_before_the_calibration_is_told_so(informed, photo, tiny_sd_folder):
+    before = DiffCPipeline.from_pretrained(tiny_sd_folder)
+    before.set_progress_bar_config(disable=True)
+    data = before.compress(photo, max_bytes=100).bitstreams[0]
+    with pytest.raises(WrongModel, match="this model as it is without variance head and calibration"):
+        informed.decompress(data)
+    with pytest.raises(
+        WrongModel,
+        match=r"made with model [0-9a-f]{8}, this is model [0-9a-f]{8}, with latents of \[4, 8, 12\].*info FILE --find",
+    ):
+        before.decompress(informed.compress(photo, max_bytes=100).bitstreams[0])
+
+
+def test_missing_components_and_dead_networks_are_told(pipe, photo, coded, monkeypatch):
+    other = DiffCPipeline.from_pipe(pipe, dtype=pipe.dtype)
+    other.text_encoder = None
+    for call in (lambda: other.compress(photo, max_bytes=100), lambda: other.decompress(coded)):
+        with pytest.raises(ValueError, match="without its text_encoder"):
+            call()
+    decode = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda z, **options: (decode(z, **options)[0] * float("nan"),))
+    with pytest.raises(ValueError, match="not finite.*float32"):
+        pipe.decompress(coded)

@@ -382,7 +382,7 @@ def test_wrong_contents_behind_right_checksums(pipe, coded):
         data = bitstream.pack(bitstream.Header(codec, 96, 64, header.fingerprint, changed.to_bytes()), payload)
         return pipe.decompress(data, realism=0)
 
-    with pytest.raises(Corrupt, match="not Relic"):
+    with pytest.raises(WrongModel, match="made by DiffC.*DiffCPipeline"):
         decode(codec=1)
     with pytest.raises(Corrupt, match="5 channels"):
         decode(channels=5)
