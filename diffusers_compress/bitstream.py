@@ -271,6 +271,8 @@ def write_file(path: str | os.PathLike, data: bytes, overwrite: bool = False) ->
     try:
         with open(temporary, "xb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name with nothing behind it
         (os.replace if overwrite else _move_new)(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

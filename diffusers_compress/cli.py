@@ -2,9 +2,11 @@
 that need it, so that help and usage errors come at once."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -34,14 +36,23 @@ from rich.progress import (
 )
 
 from diffusers_compress import __version__, embedded_model
-from diffusers_compress.bitstream import CODECS, read_header, write_file
+from diffusers_compress.bitstream import CODECS, DEFAULT_LIMITS, Header, Limits, read_header, write_file
 
 DEMO_BPP = 0.05
 SOME_FAILED = 3  # exit status of a batch that was coded but for some pictures
 PIPELINES = {"diffc": "DiffCPipeline", "relic": "RelicPipeline"}
 
-Source = Annotated[Path, typer.Argument(metavar="IN", exists=True, dir_okay=False, readable=True, show_default=False)]
-Target = Annotated[Path, typer.Argument(metavar="OUT", show_default=False)]
+DASH = Path("-")  # stdin or stdout
+
+
+def input_file(path: Path) -> Path:
+    if path != DASH and (path.is_dir() or not path.exists()):
+        raise typer.BadParameter(f"{path}: no such file")
+    return path
+
+
+Source = Annotated[Path, typer.Argument(metavar="IN", callback=input_file, show_default=False, help="- is stdin.")]
+Target = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="- is stdout.")]
 Photo = Annotated[
     Path | None, typer.Argument(metavar="[PHOTO]", exists=True, dir_okay=False, help="Default: a photo that matplotlib ships.")
 ]
@@ -63,6 +74,11 @@ Steps = Annotated[int | None, typer.Option(help="Network calls that finish the p
 Guidance = Annotated[float, typer.Option(help="Above 1: guidance towards the prompt in the file.")]
 Seed = Annotated[int | None, typer.Option(help="For --reconstruction ancestral: the same seed gives the same picture.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Decode although the file was made with another model.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="That a file may claim; more only if you trust it.")]
+Find = Annotated[
+    list[Path] | None,
+    typer.Option(exists=True, file_okay=False, help="Look below this folder for the model of the file. Repeatable."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Folder = Annotated[Path, typer.Option(help="Where the three files go.")]
 Inputs = Annotated[
@@ -134,35 +150,42 @@ def decode_command(
     guidance: Guidance = 1.0,
     seed: Seed = None,
     any_model: AnyModel = False,
+    max_pixels: MaxPixels = DEFAULT_LIMITS.pixels,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = "float32",
     force: Force = False,
 ):
-    """Decompress a file to a picture, in the format that the suffix of OUT says."""
+    """Decompress a file to a picture, in the format that the suffix of OUT says; PNG to stdout."""
     check_target(target, source, force)
     check_picture_suffix(target)
-    facts = describe_file(source)
+    data, limits = read_input(source), Limits(pixels=max_pixels)
+    facts = describe(data, limits)
     codec = facts["codec"].lower()
     pipe = load(model, device, dtype, codec)
     options = decoding(reconstruction, preview, steps, guidance, seed)
     if codec == "relic":
         options = {name: value for name, value in options.items() if name in ("guidance_scale", "num_inference_steps")}
         options["realism"] = 0.0 if preview else realism
-    seconds = decode(pipe, source, target, force, allow_other_model=any_model, **options)
-    print(f"{target}: {facts['width']}x{facts['height']} pixels, {seconds:.1f} s")
+    seconds = decode(pipe, data, target, force, allow_other_model=any_model, limits=limits, **options)
+    say(target, f"{target}: {facts['width']}x{facts['height']} pixels, {seconds:.1f} s")
     if not facts["complete"]:
-        print(f"note: the file was cut short; the picture is made of {facts['steps_present']} of its {facts['steps']} steps")
+        say(
+            target, f"note: the file was cut short; the picture is made of {facts['steps_present']} of its {facts['steps']} steps"
+        )
 
 
 @app.command("info")
-def info_command(source: Source):
-    """Say what a compressed file holds, without a model."""
-    facts = describe_file(source)
+def info_command(source: Source, find: Find = None, max_pixels: MaxPixels = DEFAULT_LIMITS.pixels):
+    """Say what a compressed file holds, without a model, and, asked to, which of your models it was made with."""
+    data, limits = read_input(source), Limits(pixels=max_pixels)
+    facts = describe(data, limits)
     width = max(map(len, facts))
     for name, value in facts.items():
         text = f"{value:.4f}" if isinstance(value, float) else str(value)
         print(f"{name:{width}}  {text if text.isprintable() else repr(text)}")  # a prompt must not steer the terminal
+    if find:
+        find_model(read_header(data, limits)[0], find)
 
 
 @app.command("demo")
@@ -196,7 +219,7 @@ def demo_command(
     pipe = load(model, device, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     encode(pipe, image, coded, force, prompt=prompt, channel=channel, **rate)
-    seconds = decode(pipe, coded, decoded, force, **options)
+    seconds = decode(pipe, coded.read_bytes(), decoded, force, **options)
     psnr, pair = compare(image, open_picture(decoded))
     write_file(both, picture_bytes(pair, both), overwrite=force)
     print(f"{decoded}: PSNR {psnr:.2f} dB, {seconds:.1f} s")
@@ -340,18 +363,46 @@ def encode(pipe, image: Image.Image, target: Path, force: bool, **options):
     """Compress a picture to a file and say what came of it. `options` are those of `compress`."""
     with phase("encoding", pipe) as clock:
         out = pipe.compress(image, **options)
-    write_file(target, out.bitstreams[0], overwrite=force)
-    print(f"{target}: {len(out.bitstreams[0]):,} bytes, {out.bpp[0]:.4f} bpp, {clock.seconds:.1f} s")
+    write_output(target, out.bitstreams[0], force)
+    say(target, f"{target}: {len(out.bitstreams[0]):,} bytes, {out.bpp[0]:.4f} bpp, {clock.seconds:.1f} s")
     for note in out.notes[0]:
-        print(f"note: {note}")
+        say(target, f"note: {note}")
 
 
-def decode(pipe, source: Path, target: Path, force: bool, **options) -> float:
+def decode(pipe, data: bytes, target: Path, force: bool, **options) -> float:
     """Decompress a file to a picture file; the seconds it took. `options` are those of `decompress`."""
+    from diffusers_compress import drift
+
     with phase("decoding", pipe) as clock:
-        image = pipe.decompress(source.read_bytes(), **options).images[0]
-    write_file(target, picture_bytes(image, target), overwrite=force)
+        out = pipe.decompress(data, **options)
+    write_output(target, picture_bytes(out.images[0], target), force)
+    if out.drift and (out.drift[0] or 0) > drift.BOUND:
+        say(target, f"note: {drift.message(out.drift[0])}")
     return clock.seconds
+
+
+def find_model(header: Header, folders: list[Path]):
+    """Say which model folders below these a file was made with. FileNotFoundError if none."""
+    known = {index.parent: model_identity(index.parent, header) for folder in folders for index in model_indices(folder)}
+    for folder, identity in known.items():
+        if identity == header.fingerprint.hex():
+            print(f"made with  {folder}")
+    if header.fingerprint.hex() not in known.values():
+        for folder, identity in known.items():
+            print(f"not {folder}: {identity}", file=sys.stderr)
+        raise FileNotFoundError(f"model {header.fingerprint.hex()} is none of the {len(known)} model folders there")
+
+
+def model_indices(folder: Path) -> list[Path]:
+    return sorted(Path(path, "model_index.json") for path, _, names in os.walk(folder) if "model_index.json" in names)
+
+
+def model_identity(folder: Path, header: Header) -> str:
+    """The fingerprint that files of this codec made with a model folder bear, in hex, or why there is none."""
+    try:
+        return load(str(folder), "cpu", "bfloat16", CODECS[header.codec].lower()).fingerprint().hex()
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one folder, the next may be the right one
+        return explain(error)
 
 
 def some_pictures(folder: Path, count: int) -> list[Image.Image]:
@@ -458,18 +509,17 @@ def demo_photo() -> Path:
     return photo
 
 
-def describe_file(source: Path) -> dict:
+def describe(data: bytes, limits: Limits) -> dict:
     """The facts of a compressed file; BitstreamError by kind if it is none."""
-    data = source.read_bytes()
-    header, _ = read_header(data)  # a file that is none of ours is told at once
+    header, _ = read_header(data, limits)  # a file that is none of ours is told at once
 
-    return import_module(f"diffusers_compress.pipelines.{CODECS[header.codec].lower()}").describe(data)
+    return import_module(f"diffusers_compress.pipelines.{CODECS[header.codec].lower()}").describe(data, limits)
 
 
 def open_picture(path: Path) -> Image.Image:
     from diffusers_compress import images
 
-    return images.open_image(path)
+    return images.read_image(read_input(path), "stdin" if path == DASH else path)
 
 
 def compare(image: Image.Image, decoded: Image.Image) -> tuple[float, Image.Image]:
@@ -486,9 +536,15 @@ def compare(image: Image.Image, decoded: Image.Image) -> tuple[float, Image.Imag
 
 def check_target(target: Path, source: Path, force: bool):
     """Before any work: OSError if the result could not be written to `target`."""
+    if target == DASH:
+        if sys.stdout.isatty():
+            raise OSError("OUT is -, and stdout is a terminal: send it to a file or a program")
+        return
     check_overwrite(target, source, force)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such folder")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"{target.parent}: this folder is read-only")
 
 
 def check_overwrite(target: Path, source: Path, force: bool):
@@ -496,7 +552,7 @@ def check_overwrite(target: Path, source: Path, force: bool):
     if target.exists():
         if not target.is_file():
             raise FileExistsError(f"{target}: exists and is not a file")
-        if target.samefile(source):
+        if source != DASH and target.samefile(source):
             raise FileExistsError(f"{target}: is the input itself")
         if not force:
             raise FileExistsError(f"{target}: exists already; --force overwrites it")
@@ -505,15 +561,32 @@ def check_overwrite(target: Path, source: Path, force: bool):
 def check_picture_suffix(target: Path):
     """ValueError unless Pillow writes pictures with this suffix."""
     Image.init()
-    if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+    if target != DASH and Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{target}: no picture format has the suffix {target.suffix!r}; .png is one")
 
 
 def picture_bytes(image: Image.Image, target: Path) -> bytes:
-    """The picture as a file in the format that the suffix of `target` says."""
+    """The picture as a file in the format that the suffix of `target` says, PNG for stdout."""
     buffer = BytesIO()
-    image.save(buffer, format=Image.registered_extensions()[target.suffix.lower()])
+    image.save(buffer, format="PNG" if target == DASH else Image.registered_extensions()[target.suffix.lower()])
     return buffer.getvalue()
+
+
+def read_input(source: Path) -> bytes:
+    return sys.stdin.buffer.read() if source == DASH else source.read_bytes()
+
+
+def write_output(target: Path, data: bytes, force: bool):
+    if target == DASH:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_file(target, data, overwrite=force)
+
+
+def say(target: Path, line: str):
+    """A line to the user: to stdout, unless the result itself goes there."""
+    print(line, file=sys.stderr if target == DASH else sys.stdout)
 
 
 # -------------------------------------------------------------------------------------------------------------- the terminal
@@ -571,22 +644,35 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", message, re.IGNORECASE):
         return "out of memory: take a smaller picture, --dtype float16 or another --device"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     first_line = message.partition("\n")[0]
     return first_line if first_line and isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {first_line}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status. A failure prints one line to stderr."""
+    if arguments is None:  # a process of its own: when it is told to end, it removes what it was about to write
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             command = typer.main.get_command(app)
-            return command.main(arguments, prog_name="diffusers-compress", standalone_mode=False) or 0
+            status = command.main(arguments, prog_name="diffusers-compress", standalone_mode=False) or 0
+            sys.stdout.flush()
+            return status
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a user gets a line, never a traceback
+        let_go_of_stdout()
         print(f"error: {explain(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
+
+
+def let_go_of_stdout():
+    """If it is full or closed, Python would complain once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

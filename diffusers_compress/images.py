@@ -16,7 +16,12 @@ METADATA = {"xmp", "XML:com.adobe.xmp", "photoshop", "comment"}
 
 def open_image(path: str | os.PathLike) -> Image.Image:
     """A picture, fully read. ValueError if Pillow cannot read it or takes it for a decompression bomb; OSError without a file."""
-    file = io.BytesIO(Path(path).read_bytes())  # stays open: Pillow reads frames and metadata late
+    return read_image(Path(path).read_bytes(), path)
+
+
+def read_image(data: bytes, path: str | os.PathLike) -> Image.Image:
+    """As `open_image`, of the bytes of a file; `path` is what errors call it."""
+    file = io.BytesIO(data)  # stays open: Pillow reads frames and metadata late
     try:
         image = Image.open(file)
         image.load()

@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import sys
 import zlib
 
 import pytest
@@ -293,3 +296,63 @@ def test_write_file_without_hard_links(tmp_path, monkeypatch):
 def test_write_file_replaces_no_folder(tmp_path):
     with pytest.raises(FileExistsError, match="not a regular file"):
         write_file(tmp_path, b"data", overwrite=True)
+
+
+def python(program, *arguments, **options):
+    """A process of its own that runs a program; `write_file` is there already."""
+    program = f"import os, resource, signal, sys\nfrom diffusers_compress.bitstream import write_file\n{program}"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_write_file_on_a_full_disk(tmp_path, overwrite):
+    """The system refuses the file's tenth kilobyte; nothing is left but what was there."""
+    path = tmp_path / "a.dfc"
+    if overwrite:
+        path.write_bytes(b"old")
+    program = (
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "try:\n    write_file(sys.argv[1], bytes(20_000), overwrite=sys.argv[2] == 'True')\n"
+        "except OSError as error:\n    print(error.strerror)"
+    )
+    assert python(program, path, overwrite).communicate()[0] == "File too large\n"
+    assert os.listdir(tmp_path) == (["a.dfc"] if overwrite else [])
+    assert not overwrite or path.read_bytes() == b"old"
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.dfc"
+    path.write_bytes(b"old")
+    program = "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nwrite_file(sys.argv[1], b'new', overwrite=True)"
+    process = python(program, path)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_processes_that_write_one_file(tmp_path, overwrite):
+    """Whoever reads meets one of their files, whole; without `overwrite` one alone wins."""
+    path = tmp_path / "a.dfc"
+    program = (
+        "sys.stdin.read()\n"
+        "for _ in range(50):\n"
+        "    try:\n        write_file(sys.argv[1], sys.argv[2].encode() * 100_000, overwrite=sys.argv[3] == 'True')\n"
+        "    except FileExistsError:\n        print('lost')\n"
+    )
+    writers = [python(program, path, letter, overwrite, stdin=subprocess.PIPE) for letter in "abcd"]
+    for writer in writers:
+        writer.stdin.close()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            data = path.read_bytes()
+            assert data == data[:1] * 100_000
+    lost = sum(writer.stdout.read().count("lost") for writer in writers)
+    assert [writer.stderr.read() for writer in writers] == [""] * 4
+    assert lost == (0 if overwrite else 199) and os.listdir(tmp_path) == ["a.dfc"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc here")
+def test_write_file_where_nothing_can_be_written():
+    with pytest.raises(OSError):
+        write_file("/proc/self/a.dfc", b"data")

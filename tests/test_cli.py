@@ -2,8 +2,12 @@
 
 import errno
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +120,78 @@ def test_info_tells_the_facts_without_a_model(run, coded, monkeypatch):
     assert (facts["width"], facts["height"], facts["bytes"]) == ("96", "64", str(coded.stat().st_size))
     assert facts["prompt"] == "a small house"
     assert facts["complete"] == "True"
+
+
+def test_info_finds_the_model_among_folders(run, coded, tiny_sd_folders, tmp_path):
+    """By what its weights are, whatever it is called; folders without a model of this kind are passed over."""
+    epsilon, other = tiny_sd_folders["epsilon"], tiny_sd_folders["v_prediction"]
+    (tmp_path / "models" / "broken").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "model_index.json").write_text("{}")
+    shutil.copytree(epsilon, tmp_path / "models" / "deep" / "some name")
+    status, out, err = run("info", coded, "--find", other, "--find", tmp_path)
+    assert (status, err) == (0, [])
+    assert out[-1] == f"made with  {tmp_path / 'models' / 'deep' / 'some name'}"
+
+    status, out, err = run("info", coded, "--find", other, "--find", tmp_path / "models" / "broken")
+    assert status == 1 and not any(line.startswith("made with") for line in out)
+    assert any(line.startswith(f"not {other}: ") for line in err)
+    facts = dict(line.split(maxsplit=1) for line in out)
+    assert err[-1] == f"error: model {facts['model']} is none of the 2 model folders there"
+
+
+def test_limits_can_be_raised_and_lowered(run, coded, tiny_sd_folder, tmp_path):
+    assert_fails(run("info", coded, "--max-pixels", 6143), "96x64 pixels are more than the limit of 6143")
+    target = tmp_path / "o.png"
+    assert_fails(run("decode", coded, target, "--max-pixels", 6143, "--model", tiny_sd_folder, *SETTINGS), "96x64 pixels")
+    assert run("info", coded, "--max-pixels", 6144)[0] == 0
+
+
+def test_drift_is_told(run, coded, tiny_sd_folder, tmp_path, monkeypatch):
+    decompress = DiffCPipeline.decompress
+
+    def drifted(*arguments, **options):
+        return decompress(*arguments, **options) | {"drift": [0.1]}
+
+    monkeypatch.setattr(DiffCPipeline, "decompress", lambda *args, **options: SimpleNamespace(**drifted(*args, **options)))
+    _, out, _ = run("decode", coded, tmp_path / "o.png", "--preview", "--model", tiny_sd_folder, *SETTINGS)
+    assert "drifted" in out[0] and "0.10" in out[0]
+
+
+def test_through_pipes(picture, tiny_sd_folder):
+    """- is stdin and stdout; what is said goes to stderr."""
+    command = [sys.executable, "-m", "diffusers_compress.cli"]
+    options = ["--model", tiny_sd_folder, *SETTINGS]
+    encode = subprocess.run(
+        [*command, "encode", "-", "-", "--max-bytes", "150", *options],
+        check=True,
+        capture_output=True,
+        input=picture.read_bytes(),
+    )
+    assert encode.stdout[:2].hex() == "dfc1" and len(encode.stdout) <= 150 and b"-: " in encode.stderr
+    decode = subprocess.run([*command, "decode", "-", "-", *options], check=True, capture_output=True, input=encode.stdout)
+    assert Image.open(BytesIO(decode.stdout)).size == (96, 64) and b"96x64" in decode.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout(coded):
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "diffusers_compress.cli", "info", str(coded)]
+        result = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1 and result.stderr == "error: No space left on device\n"
+
+
+def test_a_process_that_is_told_to_end_removes_what_it_began(picture, tmp_path):
+    program = (
+        "import os, signal, sys, types\n"
+        "from diffusers_compress import cli\n"
+        "out = types.SimpleNamespace(bitstreams=[b'data'], bpp=[1.0], notes=[[]])\n"
+        "cli.load = lambda *_: types.SimpleNamespace(compress=lambda *_, **__: out)\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.exit(cli.main())"
+    )
+    command = [sys.executable, "-c", program, "encode", str(picture), str(tmp_path / "o.dfc"), "--bpp", "1"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 128 + signal.SIGTERM and os.listdir(tmp_path) == []
 
 
 def test_demo_measures_on_what_it_wrote(run, photo, picture, tiny_sd_folder, tmp_path):
