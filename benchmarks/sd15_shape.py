@@ -104,7 +104,7 @@ def random_model(reduce, device):
     scheduler = PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, skip_prk_steps=True
     )
-    return DiffCPipeline(vae, text_encoder, tokenizer, unet, scheduler)
+    return DiffCPipeline(scheduler, vae, text_encoder, tokenizer, unet)
 
 
 def load(args):

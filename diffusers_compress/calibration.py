@@ -30,7 +30,7 @@ def calibrate_latent(pipe, pictures: list) -> dict[str, list[float]]:
     denoiser should be told ("level"), so that the denoised pictures have as much texture as the autoencoder alone gives back: a
     network takes away more than noise.
     """
-    tensors = [images.pad(images.to_tensor(picture)[0][None], pipe.vae_scale_factor) for picture in pictures]
+    tensors = [pipe.pad(images.to_tensor(picture)[0][None]) for picture in pictures]
     latents = [pipe.encode_picture(x) for x in tensors]
     statistics = latent_statistics([x_0[0].cpu() for x_0 in latents])
     levels = [_level(pipe, latents, statistics, step) for step in STEP_WIDTHS]
@@ -40,7 +40,7 @@ def calibrate_latent(pipe, pictures: list) -> dict[str, list[float]]:
 
 def _level(pipe, latents, statistics, step):
     """The level in [SMALLEST_LEVEL, 1] that comes nearest to the texture wanted, by bisection."""
-    noise = schedule.from_scheduler(pipe.scheduler)
+    noise = pipe.noise_schedule()
     mean, std = (torch.tensor(statistics[name])[:, None, None] for name in ("mean", "std"))
     generator = torch.Generator().manual_seed(0)
     coded, sigma = std**2 > 2 * step**2 / 12, step / math.sqrt(12)
@@ -85,17 +85,17 @@ def calibrate_error(pipe, pictures: list, seed: int = 0) -> dict:
     """
     if not pictures:
         raise ValueError("no picture given: at least one is needed")
-    noise, generator = schedule.from_scheduler(pipe.scheduler), torch.Generator().manual_seed(seed)
+    noise, generator = pipe.noise_schedule(), torch.Generator().manual_seed(seed)
     timesteps = sorted({schedule.timestep_at(noise, ratio) for ratio in RATIOS}, reverse=True)
-    sums = torch.zeros(len(timesteps), pipe.unet.config.in_channels, reference.BANDS, dtype=torch.float64)
+    sums = torch.zeros(len(timesteps), pipe.family.channels, reference.BANDS, dtype=torch.float64)
     counts = torch.zeros(reference.BANDS, dtype=torch.float64)
-    embeds = pipe.encode_prompt([""] * len(timesteps))
+    told = pipe.encode_prompt([""] * len(timesteps))
     for picture in pictures:
-        x_0 = pipe.encode_picture(images.pad(_middle(images.to_tensor(picture)[0])[None], pipe.vae_scale_factor))
+        x_0 = pipe.encode_picture(pipe.pad(_middle(images.to_tensor(picture)[0])[None]))
         eps = torch.randn(len(timesteps), *x_0.shape[1:], generator=generator).to(x_0.device)
         levels = [noise.level(t) for t in timesteps]
         x_t = torch.cat([alpha * x_0 + sigma * e for (alpha, sigma), e in zip(levels, eps.split(1))])
-        outputs = pipe.predict(x_t, timesteps, embeds)
+        outputs = pipe.predict(x_t, timesteps, told)
         band = reference.bands(*x_0.shape[-2:]).flatten()
         counts.index_add_(0, band, torch.ones(len(band), dtype=torch.float64))
         for total, x, output, level in zip(sums, x_t.split(1), outputs.split(1), levels):

@@ -56,7 +56,7 @@ Target = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help=
 Photo = Annotated[
     Path | None, typer.Argument(metavar="[PHOTO]", exists=True, dir_okay=False, help="Default: a photo that matplotlib ships.")
 ]
-Model = Annotated[str | None, typer.Option(help="Stable-Diffusion folder or Hub id. Default: the embedded model.")]
+Model = Annotated[str | None, typer.Option(help="Model folder or Hub id. Default: the embedded model.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one, otherwise cpu.")]
 Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the network's weights.")]
 Bpp = Annotated[float | None, typer.Option(help="Bits per pixel not to exceed.")]

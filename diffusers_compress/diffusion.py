@@ -14,9 +14,11 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from diffusers_compress.schedule import FLOW, SMALLEST_ALPHAS_CUMPROD
+
 Walk = Generator[tuple[Tensor, int], Tensor, Tensor]
 
-# ODE solvers of diffusers that `solve` runs as they are, and those in whose place it takes plain DDIM steps.
+# Schedulers that `solve` runs as they are, those in whose place it takes DDIM steps, and why others cannot finish a picture.
 NATIVE_SOLVERS = (
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
@@ -28,14 +30,34 @@ DDIM_SOLVERS = (
     "CogVideoXDDIMScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
     "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "PNDMScheduler",
 )
+CONSISTENCY = "it is for consistency models: it starts from x_0_hat anew at each step, with new noise"
+REFUSED = {
+    "FlowMatchLCMScheduler": CONSISTENCY,
+    "LCMScheduler": CONSISTENCY,
+    "SASolverScheduler": "it solves a stochastic differential equation",
+    "TCDScheduler": CONSISTENCY,
+}
 
 # Options of the native solvers that would place the timesteps, or change the levels, once more.
-OWN_SPACING = ("rescale_betas_zero_snr", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas")
+OWN_SPACING = (
+    "rescale_betas_zero_snr",
+    "use_beta_sigmas",
+    "use_exponential_sigmas",
+    "use_flow_sigmas",
+    "use_karras_sigmas",
+    "use_lu_lambdas",
+)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -53,7 +75,10 @@ def predict_x0(output: Tensor, x_t: Tensor, alpha: float, sigma: float, predicti
     # Salimans & Ho 2022, section 4:  v = alpha eps - sigma x_0,  so  x_0 = alpha x_t - sigma v
     if prediction_type == "v_prediction":
         return alpha * x_t - sigma * output
-    raise ValueError(f"prediction_type is {prediction_type!r}; permitted are epsilon, v_prediction, sample")
+    # Lipman et al. 2023:  u = eps - x_0,  so  x_t - sigma u = (alpha + sigma) x_0
+    if prediction_type == "flow_prediction":
+        return (x_t - sigma * output) / (alpha + sigma)
+    raise ValueError(f"prediction_type is {prediction_type!r}; permitted are epsilon, v_prediction, sample, flow_prediction")
 
 
 def posterior(x_t: Tensor, x_0: Tensor, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> tuple[Tensor, float]:
@@ -114,20 +139,13 @@ def solve(x_t: Tensor, t: int, num_steps: int, schedule, scheduler) -> Walk:
     """Follow the probability-flow ODE from x_t [1, ...] at timestep `t` down to x_0 in min(num_steps, t + 1) calls of the network.
 
     x_t is yielded in our convention whatever the solver, and the output is expected in the schedule's prediction type.
-    `scheduler`, which is left as it is, says which solver. Native: DEISMultistep, DPMSolverMultistep, EulerDiscrete,
-    LMSDiscrete and UniPCMultistep, with their own options but on our timesteps. DDIM steps instead: DDIM, DDIMParallel,
-    CogVideoXDDIM and PNDM, DPMSolverSinglestep, HeunDiscrete and KDPM2Discrete, which cannot take these timesteps or (Heun) fail
-    near zero SNR. The last call of all is x_0_hat. Anything stochastic (ancestral, DDPM, LCM, SDE, ...) or unknown raises
-    ValueError.
+    `scheduler`, which is left as it is, says which solver. Those of NATIVE_SOLVERS run with their own options but on our timesteps.
+    DDIM steps instead: DDIM_SOLVERS, which are DDIM (flow matching's Euler is), cannot take these timesteps, fail near zero SNR
+    (Heun), or draw noise (DDPM and the ancestral ones: `ancestral` is theirs). The last call of all is x_0_hat. What solves a
+    stochastic equation or is unknown raises ValueError.
     """
+    check_solver(scheduler)
     name = type(scheduler).__name__
-    # Other classes carry algorithm_type along in their config, but do not act on it.
-    algorithm = scheduler.config.get("algorithm_type", "") if name.startswith("DPMSolver") else ""
-    if name not in NATIVE_SOLVERS + DDIM_SOLVERS or algorithm.startswith("sde"):
-        raise ValueError(
-            f"{name} {algorithm} is not a known deterministic ODE solver; set pipe.scheduler to one, such as DDIMScheduler or "
-            f"DPMSolverMultistepScheduler (all of them: {', '.join(NATIVE_SOLVERS + DDIM_SOLVERS)})"
-        )
     if t not in range(len(schedule.alpha)):
         raise ValueError(f"t is {t}; permitted are 0 to {len(schedule.alpha) - 1}")
     if num_steps < 1:
@@ -139,6 +157,23 @@ def solve(x_t: Tensor, t: int, num_steps: int, schedule, scheduler) -> Walk:
     else:
         x = yield from _solve_ddim(_wide(x_t), timesteps, schedule)
     return predict_x0((yield x, timesteps[-1]), x, *schedule.level(timesteps[-1]), schedule.prediction_type)
+
+
+def check_solver(scheduler) -> None:
+    """ValueError that says why, if `solve` cannot take this scheduler."""
+    name, config = type(scheduler).__name__, scheduler.config
+    # Other classes carry algorithm_type along in their config, but do not act on it.
+    algorithm = config.get("algorithm_type", "") if name.startswith("DPMSolver") else ""
+    if algorithm.startswith("sde") or name.startswith("FlowMatchEuler") and config.get("stochastic_sampling"):
+        reason = "it solves a stochastic differential equation"
+    elif name in NATIVE_SOLVERS + DDIM_SOLVERS:
+        return
+    else:
+        reason = REFUSED.get(name, "it is not known to solve the probability-flow ODE")
+    raise ValueError(
+        f"{name} {algorithm} cannot finish a picture: {reason}; set pipe.scheduler to one that can, such as DDIMScheduler or "
+        f"DPMSolverMultistepScheduler (all of them: {', '.join(NATIVE_SOLVERS + DDIM_SOLVERS)})"
+    )
 
 
 def _timesteps_to_zero(t: int, num_steps: int) -> list[int]:
@@ -155,14 +190,20 @@ def _solve_ddim(x: Tensor, timesteps: list[int], schedule) -> Walk:
 
 
 def _solve_native(x: Tensor, timesteps: list[int], schedule, scheduler) -> Walk:
-    """As _solve_ddim, by a copy of `scheduler` that has these timesteps only, numbered from 0, and so must take them all."""
-    alphas_cumprod = schedule.alpha[timesteps[::-1]] ** 2
+    """As _solve_ddim, by a copy of `scheduler` that has these timesteps only, numbered from 0, and so must take them all.
+
+    These solvers are variance-preserving inside: they see x_t / norm_t, and of flow matching the v prediction of the same x_0_hat.
+    """
+    levels = [schedule.level(t) for t in timesteps[::-1]]
+    norms = [1.0 if schedule.prediction_type != FLOW else math.hypot(*level) for level in levels]
+    alphas_cumprod = torch.tensor([alpha / norm for (alpha, _), norm in zip(levels, norms)], dtype=torch.float64) ** 2
+    alphas_cumprod = alphas_cumprod.clamp(min=SMALLEST_ALPHAS_CUMPROD)
     betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
     solver = type(scheduler).from_config(
         scheduler.config,
         trained_betas=betas.tolist(),
         num_train_timesteps=len(timesteps),
-        prediction_type=schedule.prediction_type,
+        prediction_type="v_prediction" if schedule.prediction_type == FLOW else schedule.prediction_type,
         timestep_spacing="trailing",
         interpolation_type="linear",
         lambda_min_clipped=-math.inf,
@@ -170,8 +211,13 @@ def _solve_native(x: Tensor, timesteps: list[int], schedule, scheduler) -> Walk:
     )
     solver.set_timesteps(len(timesteps), device=x.device)
     # scale_model_input turns the solver's state into x_t (Euler and its kin keep x_t / alpha_t); its inverse starts the state.
-    state = x / solver.scale_model_input(x.new_ones(()), solver.timesteps[0])
+    state = x / norms[-1] / solver.scale_model_input(x.new_ones(()), solver.timesteps[0])
     for i in solver.timesteps[:-1]:
-        output = yield solver.scale_model_input(state, i), timesteps[-1 - int(i)]
+        scaled, norm, (alpha, sigma) = solver.scale_model_input(state, i), norms[int(i)], levels[int(i)]
+        output = yield norm * scaled, timesteps[-1 - int(i)]
+        if schedule.prediction_type == FLOW:
+            x_0_hat = predict_x0(output, norm * scaled, alpha, sigma, FLOW)
+            # Salimans & Ho 2022, section 4, solved for v
+            output = (alpha * scaled - norm * x_0_hat) / sigma
         state = solver.step(_wide(output), i, state, return_dict=False)[0]
-    return solver.scale_model_input(state, solver.timesteps[-1])
+    return norms[0] * solver.scale_model_input(state, solver.timesteps[-1])

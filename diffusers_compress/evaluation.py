@@ -216,7 +216,9 @@ def synchronize():
 def stopwatch(pipe=None) -> Iterator[dict]:
     """Wall seconds of the block, those of them inside the denoiser and the autoencoder, the denoiser's calls, peak memory."""
     figures = {"seconds": 0.0, "denoiser_seconds": 0.0, "autoencoder_seconds": 0.0, "calls": 0, "peak_mib": None}
-    parts = [("denoiser", pipe.unet), ("autoencoder", pipe.vae.encoder), ("autoencoder", pipe.vae.decoder)] if pipe else []
+    parts = [("denoiser", pipe.denoiser)] if pipe else []
+    if pipe and pipe.vae is not None:
+        parts += [("autoencoder", pipe.vae.encoder), ("autoencoder", pipe.vae.decoder)]
     started, hooks = [], []
 
     def enter(*_):

@@ -4,13 +4,20 @@ import inspect
 
 import torch
 
-from diffusers_compress import diffusion
+from diffusers_compress import diffusion, families, images, schedule
 from diffusers_compress.bitstream import CODECS, WrongModel
 from diffusers_compress.fingerprint import fingerprint
 
+# What a pipeline may lack: families differ in their components, and most models have none of ours.
+FAMILY_COMPONENTS = [
+    *("vae", "text_encoder", "tokenizer", "unet", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "transformer")
+]
+
 
 class LatentCodecMixin:
-    """For a `DiffusionPipeline` with the components vae, text_encoder, tokenizer, unet and scheduler, and `vae_scale_factor`."""
+    """For a `DiffusionPipeline` with a scheduler and the components of one of `families.FAMILIES`."""
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
     @classmethod
     def from_pretrained(cls, *arguments, **options):
@@ -33,62 +40,84 @@ class LatentCodecMixin:
         return self.with_network(lambda network: diffusion.run(walks, network), prompts, guidance_scale)
 
     def with_network(self, loop, prompts, guidance_scale=1.0):
-        """loop(network), where network(x_t [B, C, h, w], t [B], i [B]) is the UNet's output for pictures i, each with its prompt."""
-        embeds = self.encode_prompt(prompts)
+        """loop(network), where network(x_t [B, C, h, w], t [B], i [B]) is the denoiser's output for pictures i, each with its prompt."""
+        told = self.encode_prompt(prompts)
         empty = self.encode_prompt([""] * len(prompts)) if guidance_scale > 1 else None
         with self.progress_bar(total=0) as bar:
 
             def network(x_t, timesteps, active):
                 bar.update()
-                output = self.predict(x_t, timesteps, embeds[active])
+                output = self.predict(x_t, timesteps, {name: rows[active] for name, rows in told.items()})
                 if empty is None:
                     return output
                 # Ho & Salimans 2022, classifier-free guidance
-                unguided = self.predict(x_t, timesteps, empty[active])
+                unguided = self.predict(x_t, timesteps, {name: rows[active] for name, rows in empty.items()})
                 return unguided + guidance_scale * (output - unguided)
 
             return loop(network)
 
-    def predict(self, x_t, timesteps, prompt_embeds):
-        """The UNet's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
-        t = torch.tensor(timesteps, device=x_t.device)
-        return self.unet(x_t.to(self.unet.dtype), t, prompt_embeds, return_dict=False)[0].float()
+    @property
+    def family(self):
+        """What is particular to this kind of model. ValueError if it is of no known kind."""
+        return families.family_of(self)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The network that is called at each step: a UNet or a transformer."""
+        return getattr(self, self.family.network)
+
+    def noise_schedule(self) -> schedule.NoiseSchedule:
+        """The levels of the model, by its scheduler. ValueError if this is for another kind of diffusion."""
+        noise, family = schedule.from_scheduler(self.scheduler), self.family
+        if (noise.prediction_type == schedule.FLOW) != family.flow:
+            kind, example = ("flow matching", "FlowMatchEuler") if family.flow else ("variance-preserving diffusion", "DDIM")
+            name = f"{type(self.scheduler).__name__} with prediction_type {noise.prediction_type}"
+            raise ValueError(
+                f"a {type(family).__name__} model is trained by {kind}; set pipe.scheduler to {example}Scheduler, not {name}"
+            )
+        return noise
+
+    def predict(self, x_t, timesteps, told):
+        """The denoiser's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
+        return self.family.predict(x_t, timesteps, told)
 
     def encode_prompt(self, prompts):
-        """Text embeddings [B, tokens, dim]."""
-        ids = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
-        ).input_ids
-        return self.text_encoder(ids.to(self._execution_device))[0].to(self.unet.dtype)
+        """What the denoiser is told of B prompts: tensors [B, ...] by name, for `predict`."""
+        return self.family.encode_prompt(prompts)
+
+    def pad(self, x):
+        """Pictures [..., H, W] with sides that the model can take: the last row and column repeated."""
+        return images.pad(x, self.vae_scale_factor * self.family.patch)
 
     def encode_picture(self, x):
-        """Pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, H/8, W/8] in float32: the mean, not a draw."""
-        mean = self.vae.encode(x.to(self._execution_device, self.vae.dtype)).latent_dist.mode().float()
-        return (mean - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+        """Padded pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, h, w] in float32: the mean, not a draw."""
+        return self.family.encode_picture(x)
 
     def decode_latent(self, x_0):
-        """Scaled latents [B, C, h, w] to pictures [B, 3, 8h, 8w] in float32, about [-1, 1]."""
-        z = x_0 / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
-        x = self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float()
+        """Scaled latents [B, C, h, w] to pictures [B, 3, H, W] in float32, about [-1, 1]."""
+        x = self.family.decode_latent(x_0)
         if not x.isfinite().all():
             raise ValueError("the model's output is not finite; load it with dtype float32 or bfloat16")
         return x
 
     def latent_shape(self, height, width):
         """[C, h, w] of a picture's latent."""
-        return self.unet.config.in_channels, -(-height // self.vae_scale_factor), -(-width // self.vae_scale_factor)
+        family = self.family
+        rows, columns = (-(-side // (self.vae_scale_factor * family.patch)) * family.patch for side in (height, width))
+        return family.channels, rows, columns
 
     def fingerprint(self, own_components=None, own_config=None):
         """Four bytes that tell this model from others: signs of the weights, noise schedule, scale of the latents, a codec's own."""
-        levels = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"]
-        config = {name: self.scheduler.config.get(name) for name in levels}
-        config["rescale_betas_zero_snr"] = bool(self.scheduler.config.get("rescale_betas_zero_snr"))
-        config["scaling_factor"], config["shift_factor"] = self.vae.config.scaling_factor, self.vae.config.shift_factor
-        components = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
-        missing = [name for name, component in components.items() if component is None]
-        if missing:
-            raise ValueError(f"this pipeline was loaded without its {' and '.join(missing)}; load the whole folder")
-        return fingerprint(components | (own_components or {}), config | (own_config or {}))
+        family, config = self.family, self.scheduler.config
+        if family.flow:
+            levels = {"num_train_timesteps": config.num_train_timesteps, "prediction_type": schedule.FLOW}
+        else:
+            names = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"]
+            levels = {name: config.get(name) for name in names}
+            levels["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr"))
+        modules = {name: getattr(self, name) for name in (*family.parts, *family.optional)}
+        modules = {name: module for name, module in modules.items() if isinstance(module, torch.nn.Module)}
+        return fingerprint(modules | (own_components or {}), levels | family.identity() | (own_config or {}))
 
     def relatives(self):
         """Fingerprints that this model had before something was added to it -> words for that."""

@@ -1,4 +1,7 @@
-"""The noise levels of a diffusers scheduler: x_t = alpha_t x_0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1, for t = 0 .. T-1."""
+"""The noise levels of a diffusers scheduler: x_t = alpha_t x_0 + sigma_t eps for t = 0 .. T-1.
+
+Variance-preserving diffusion has alpha_t^2 + sigma_t^2 = 1, flow matching has alpha_t + sigma_t = 1.
+"""
 
 from dataclasses import dataclass
 
@@ -6,6 +9,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 
+FLOW = "flow_prediction"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 # Zero terminal SNR is kept at this alpha^2, as diffusers' own solvers keep it, so that alpha / sigma never divides by zero.
@@ -36,21 +40,27 @@ class NoiseSchedule:
 
 
 def from_scheduler(scheduler) -> NoiseSchedule:
-    """The levels a model was trained on, from any of diffusers' variance-preserving schedulers (DDIM, PNDM, DDPM, Euler, ...).
+    """The levels a model was trained on, from any of diffusers' variance-preserving (DDIM, PNDM, DDPM, Euler, ...) and flow-matching
+    schedulers (FlowMatchEuler, or UniPC and others with use_flow_sigmas).
 
-    They follow from the scheduler's betas alone: its class and its sampling options (spacing, Karras sigmas, ...) change nothing.
-    Raises ValueError for flow matching, EDM and other schedulers without alphas_cumprod, and for other prediction types.
+    Its class and its sampling options (spacing, Karras sigmas, shift, ...) change nothing. Raises ValueError for EDM and other
+    schedulers without such levels, and for other prediction types.
     """
     name, config = type(scheduler).__name__, scheduler.config
+    if name.startswith("FlowMatch") or config.get("prediction_type") == FLOW and config.get("use_flow_sigmas"):
+        return flow_matching(config.num_train_timesteps)
     discrete = not config.get("use_flow_sigmas") and config.get("timestep_type", "discrete") == "discrete"
     if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor) or not discrete:
         raise ValueError(
-            f"{name} has no variance-preserving noise levels at discrete timesteps (flow matching and EDM are not supported); "
-            "use DDIMScheduler, PNDMScheduler, DDPMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler or the like"
+            f"{name} has no noise levels at discrete timesteps that a network is trained on (EDM and continuous time are not "
+            "supported); use DDIMScheduler, PNDMScheduler, DDPMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler or the "
+            "like, for a flow-matching model FlowMatchEulerDiscreteScheduler"
         )
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"{name} has prediction_type {prediction_type!r}; supported are {', '.join(PREDICTION_TYPES)}")
+        raise ValueError(
+            f"{name} has prediction_type {prediction_type!r}; supported are {', '.join(PREDICTION_TYPES)}, and with use_flow_sigmas {FLOW}"
+        )
 
     alphas_cumprod = scheduler.alphas_cumprod
     # Heun, LMS, PNDM and others keep this option in their config when they replace another scheduler, but do not act on it.
@@ -58,6 +68,15 @@ def from_scheduler(scheduler) -> NoiseSchedule:
         alphas_cumprod = torch.cumprod(1 - rescale_zero_terminal_snr(scheduler.betas), dim=0)
     alphas_cumprod = alphas_cumprod.detach().cpu().double().clamp(min=SMALLEST_ALPHAS_CUMPROD)
     return NoiseSchedule(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), prediction_type)
+
+
+def flow_matching(num_train_timesteps: int) -> NoiseSchedule:
+    """sigma_t = (t + 1) / T.  Lipman et al. 2023; Esser et al. 2024 (Stable Diffusion 3), eq. 13.
+
+    The network knows every level in between as well; a scheduler's shift only chooses among them.
+    """
+    sigma = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    return NoiseSchedule(1 - sigma, sigma, FLOW)
 
 
 def timestep_at(schedule: NoiseSchedule, ratio: float) -> int:

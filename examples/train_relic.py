@@ -114,7 +114,7 @@ def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
     stage = Stage(accelerator, "quantizer", ParameterNetwork(len(mean)), args.quantizer_lr, args.quantizer_minutes, args)
     generator, noise = stage.generator, schedule.from_scheduler(pipe.scheduler)
     pipe.unet.requires_grad_(False)
-    empty = pipe.encode_prompt([""]).detach()
+    empty = {name: rows.detach() for name, rows in pipe.encode_prompt([""]).items()}
 
     def denoise(x, sigma):
         """One call of the network for x = x_0 + sigma eps [1, C, h, w]; sigma may carry a gradient."""

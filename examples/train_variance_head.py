@@ -43,18 +43,17 @@ def calibrate(pipe, photos, path):
 
 
 def train(accelerator, pipe, spectrum, latents, validation, args):
-    noise, channels = schedule.from_scheduler(pipe.scheduler), pipe.unet.config.in_channels
+    noise, channels = schedule.from_scheduler(pipe.scheduler), pipe.family.channels
     stage = Stage(accelerator, "variance_head", VarianceHead(channels), args.lr, args.minutes, args)
     is_mean = reference.bands(32, 32) >= reference.AC_BANDS
     table = torch.stack([reference.error_variance(spectrum, float(snr), (channels, 32, 32)).log() for snr in noise.snr])
-    embeds = pipe.encode_prompt([""])
 
     def nats(model, x_0, t, eps):
         """Mean nats of a coefficient beyond those of unit variance: without the head, and with it."""
         alpha, sigma = (level[t].float().to(x_0.device)[:, None, None, None] for level in (noise.alpha, noise.sigma))
         x_t = alpha * x_0 + sigma * eps
         with torch.no_grad():
-            output = pipe.predict(x_t, t, embeds.expand(len(t), -1, -1))
+            output = pipe.predict(x_t, t, pipe.encode_prompt([""] * len(t)))
         levels = [noise.level(i) for i in t]
         predicted = [
             diffusion.predict_x0(o, x, *level, noise.prediction_type)

@@ -17,9 +17,18 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress import bitstream, common_randomness, diffusion, drift, images, reference, schedule
 from diffusers_compress.bitstream import DIFFC, Corrupt, Header
@@ -37,7 +46,7 @@ from diffusers_compress.diffc_header import (
     number_of,
     rank_of,
 )
-from diffusers_compress.latent_codec import LatentCodecMixin, check_output, check_rate_and_prompts, groups_of
+from diffusers_compress.latent_codec import FAMILY_COMPONENTS, LatentCodecMixin, check_output, check_rate_and_prompts, groups_of
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
 from diffusers_compress.variance_head import VarianceHead
 
@@ -273,36 +282,43 @@ def drift_of(x_t, parameters, messages):
 
 
 class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
-    """Image codec from a pretrained Stable-Diffusion model (epsilon, v or sample prediction, variance-preserving schedule).
+    """Image codec from a pretrained diffusion model: Stable Diffusion, SDXL, FLUX.1 and others, see `families`.
 
-    `from_pretrained` takes any Stable-Diffusion folder or Hub id as it is. `compress` gives whole files as bytes, `decompress`
+    `from_pretrained` takes such a model's folder or Hub id as it is. `compress` gives whole files as bytes, `decompress`
     gives pictures, calling the pipeline does both. A file that was cut short decodes to a coarser picture.
 
     Args:
-        vae, text_encoder, tokenizer, unet, scheduler: as in `StableDiffusionPipeline`. The scheduler gives the noise levels, and
-            its sampler, if it is one for the probability-flow ODE, finishes the picture in `decompress`.
+        scheduler: gives the noise levels, and finishes the picture in `decompress` if it solves the probability-flow ODE.
+        vae, ..., transformer, force_zeros_for_empty_prompt: as in diffusers' own pipeline of the family, which may lack some.
         variance_head: `VarianceHead` trained for this model, which makes files smaller; optional.
         calibration: what `diffusers-compress calibrate` found for this model, which makes files smaller; optional.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components = ["variance_head"]
+    _optional_components = [*FAMILY_COMPONENTS, "variance_head"]
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
+        scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        unet: UNet2DConditionModel | UNet2DModel | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | T5EncoderModel | None = None,
+        tokenizer_2: CLIPTokenizer | T5TokenizerFast | None = None,
+        text_encoder_3: T5EncoderModel | None = None,
+        tokenizer_3: T5TokenizerFast | None = None,
+        transformer: SD3Transformer2DModel | FluxTransformer2DModel | None = None,
         variance_head: VarianceHead | None = None,
+        force_zeros_for_empty_prompt: bool | None = None,
         calibration: dict | None = None,
     ):
         super().__init__()
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2, transformer=transformer)
+        self.register_modules(text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3)
         self.register_modules(variance_head=variance_head)
-        self.register_to_config(calibration=calibration)
-        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt, calibration=calibration)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
@@ -338,14 +354,14 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         pictures = images.as_list(image)
         prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
         check_compress_arguments(target_bpp, max_bytes, quality, num_inference_steps, channel, prompts, pictures)
-        noise = schedule.from_scheduler(self.scheduler)
+        noise = self.noise_schedule()
         tensors, notes = zip(*map(images.to_tensor, pictures))
         identity = self.fingerprint()
         stop_t = 0 if quality is None else round((1 - quality) * (noise.alpha.numel() - 1))
 
         files = [b""] * len(pictures)
         for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
-            x_0 = self.encode_picture(torch.stack([images.pad(tensors[i], self.vae_scale_factor) for i in group]))
+            x_0 = self.encode_picture(torch.stack([self.pad(tensors[i]) for i in group]))
             senders = []
             for i, x in zip(group, x_0.split(1)):
                 height, width = tensors[i].shape[-2:]
@@ -410,7 +426,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         check_decompress_arguments(reconstruction, num_inference_steps, output_type)
         files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
         self.check_model([header for header, *_ in files], allow_other_model)
-        noise = schedule.from_scheduler(self.scheduler)
+        noise = self.noise_schedule()
 
         pictures, drifts = [None] * len(files), [None] * len(files)
         shapes = [(self.latent_shape(header.height, header.width), parameters.channel) for header, parameters, *_ in files]

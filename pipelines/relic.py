@@ -15,15 +15,24 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress import bitstream, common_randomness, context_model, diffusion, hyperprior, images, logistic, schedule
 from diffusers_compress.bitstream import RELIC, Corrupt, Header, WrongModel
 from diffusers_compress.entropy import Decoder, Encoder
 from diffusers_compress.hyperprior import HyperPrior, ParameterNetwork
-from diffusers_compress.latent_codec import LatentCodecMixin, check_output, check_rate_and_prompts, groups_of
+from diffusers_compress.latent_codec import FAMILY_COMPONENTS, LatentCodecMixin, check_output, check_rate_and_prompts, groups_of
 from diffusers_compress.logistic import UNIT
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
 from diffusers_compress.relic_header import (
@@ -318,38 +327,45 @@ class File:
 
 
 class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
-    """Image codec from a pretrained Stable-Diffusion model that encodes without calling its network.
+    """Image codec from a pretrained diffusion model (see `families`) that encodes without calling its network.
 
-    `from_pretrained` takes any Stable-Diffusion folder or Hub id as it is. `compress` gives whole files as bytes, `decompress`
+    `from_pretrained` takes such a model's folder or Hub id as it is. `compress` gives whole files as bytes, `decompress`
     gives pictures, calling the pipeline does both.
 
     Args:
-        vae, text_encoder, tokenizer, unet, scheduler: as in `StableDiffusionPipeline`. The scheduler gives the noise levels; its
-            sampler, which must be one for the probability-flow ODE, finishes the picture in `decompress`.
+        scheduler: gives the noise levels; it must solve the probability-flow ODE, by which `decompress` finishes the picture.
+        vae, ..., transformer, force_zeros_for_empty_prompt: as in diffusers' own pipeline of the family, which may lack some.
         hyperprior: a trained entropy model. Without one the adaptive model is used.
         parameter_network: chooses step widths, shifts and the timestep. Without one they follow from the step width alone.
         calibration: what was measured of the model; key "latent" holds `calibration.latent_statistics`.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components = ["hyperprior", "parameter_network"]
+    _optional_components = [*FAMILY_COMPONENTS, "hyperprior", "parameter_network"]
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
+        scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        unet: UNet2DConditionModel | UNet2DModel | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | T5EncoderModel | None = None,
+        tokenizer_2: CLIPTokenizer | T5TokenizerFast | None = None,
+        text_encoder_3: T5EncoderModel | None = None,
+        tokenizer_3: T5TokenizerFast | None = None,
+        transformer: SD3Transformer2DModel | FluxTransformer2DModel | None = None,
         hyperprior: HyperPrior | None = None,
         parameter_network: ParameterNetwork | None = None,
+        force_zeros_for_empty_prompt: bool | None = None,
         calibration: dict | None = None,
     ):
         super().__init__()
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2, transformer=transformer)
+        self.register_modules(text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3)
         self.register_modules(hyperprior=hyperprior, parameter_network=parameter_network)
-        self.register_to_config(calibration=calibration)
-        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt, calibration=calibration)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
@@ -384,13 +400,13 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
         check_compress_arguments(target_bpp, max_bytes, quality, rounding, prompts, pictures)
         model = self.entropy_model(entropy_model)
-        noise = schedule.from_scheduler(self.scheduler)
+        noise = self.noise_schedule()
         tensors, notes = zip(*map(images.to_tensor, pictures))
         identity = self.fingerprint()
 
         files = [b""] * len(pictures)
         for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
-            x_0 = self.encode_picture(torch.stack([images.pad(tensors[i], self.vae_scale_factor) for i in group]))
+            x_0 = self.encode_picture(torch.stack([self.pad(tensors[i]) for i in group]))
             for i, x in zip(group, x_0.cpu()):
                 height, width = tensors[i].shape[-2:]
                 if not x.isfinite().all():
@@ -441,7 +457,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         check_decompress_arguments(realism, num_inference_steps, output_type)
         files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
         self.check_model([header for header, *_ in files], allow_other_model)
-        noise = schedule.from_scheduler(self.scheduler)
+        noise = self.noise_schedule()
 
         pictures = [None] * len(files)
         shapes = [self.latent_shape(header.height, header.width) for header, *_ in files]
@@ -489,7 +505,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def statistics(self):
         """Mean and standard deviation of each channel: calibrated, or those of a unit Gaussian."""
-        channels = self.unet.config.in_channels
+        channels = self.family.channels
         return (self.config.calibration or {}).get("latent") or {"mean": [0.0] * channels, "std": [1.0] * channels}
 
     def entropy_model(self, name=None):

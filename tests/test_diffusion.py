@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusers_compress import diffusion
-from diffusers_compress.diffusion import DDIM_SOLVERS, NATIVE_SOLVERS, ddim, kl_bits, posterior, predict_x0
+from diffusers_compress.diffusion import DDIM_SOLVERS, NATIVE_SOLVERS, REFUSED, ddim, kl_bits, posterior, predict_x0
 from diffusers_compress.schedule import from_scheduler
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
@@ -155,7 +155,13 @@ def gaussian_network(schedule):
         alpha, sigma = schedule.alpha[t].item(), schedule.sigma[t].item()
         x_0_hat = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * x
         eps = (x - alpha * x_0_hat) / sigma
-        return {"epsilon": eps, "v_prediction": alpha * eps - sigma * x_0_hat, "sample": x_0_hat}[schedule.prediction_type]
+        outputs = {
+            "epsilon": eps,
+            "v_prediction": alpha * eps - sigma * x_0_hat,
+            "sample": x_0_hat,
+            "flow_prediction": eps - x_0_hat,
+        }
+        return outputs[schedule.prediction_type]
 
     return predict, calls
 
@@ -182,7 +188,10 @@ def test_solve_reaches_the_exact_solution(name, t, tolerance, prediction_type):
     assert calls[0] == t and len(calls) == min(20, t + 1) and calls == sorted(set(calls), reverse=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(DDIM_SOLVERS) - {"CogVideoXDDIMScheduler"}))
+OTHER_LEVELS = {"CogVideoXDDIMScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
+
+
+@pytest.mark.parametrize("name", sorted(set(DDIM_SOLVERS) - OTHER_LEVELS))
 def test_schedulers_that_become_ddim(name):
     assert solve_error(name, 700, 10) == solve_error("DDIMScheduler", 700, 10)
 
@@ -191,6 +200,23 @@ def test_solve_on_levels_of_another_kind():
     """CogVideoX: a shifted SNR that ends in zero."""
     config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     assert solve_error("CogVideoXDDIMScheduler", 800, 40, config=config, snr_shift_scale=3.0)[0] < 0.04
+
+
+FLOW_SOLVERS = ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler"]
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+
+
+@pytest.mark.parametrize("t, tolerance", [(999, 0.15), (700, 0.04), (37, 0.002), (0, 0.001)])
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", *FLOW_SOLVERS])
+def test_solve_on_flow_matching(name, t, tolerance):
+    options = FLOW if name in FLOW_SOLVERS else {"shift": 3.0}
+    error, calls = solve_error(name, t, 20, **options)
+    assert error < tolerance and calls[0] == t and len(calls) == min(20, t + 1)
+
+
+def test_solvers_keep_their_own_ways_on_flow_matching():
+    euler = solve_error("FlowMatchEulerDiscreteScheduler", 700, 8)[0]
+    assert all(solve_error(name, 700, 8, **FLOW)[0] < 0.7 * euler for name in FLOW_SOLVERS)
 
 
 @pytest.mark.parametrize("t", [999, 998, 700])
@@ -247,13 +273,14 @@ def test_solve_is_deterministic_and_leaves_the_scheduler_alone(name):
 
 @pytest.mark.parametrize(
     "name, options",
-    [(n, {}) for n in ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LCMScheduler")]
-    + [("TCDScheduler", {}), ("SASolverScheduler", {}), ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"})],
+    [(name, {}) for name in REFUSED]
+    + [("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"})]
+    + [("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True})],
 )
-def test_stochastic_schedulers_are_refused(name, options):
+def test_schedulers_that_cannot_finish_a_picture_say_why(name, options):
     scheduler = getattr(diffusers, name).from_config(diffusers.DDIMScheduler(**SD).config, **options)
     schedule = from_scheduler(scheduler)
-    with pytest.raises(ValueError, match=f"{name}.*DDIMScheduler or DPMSolverMultistepScheduler"):
+    with pytest.raises(ValueError, match=f"{name}.*cannot finish a picture: it .*DDIMScheduler or DPMSolverMultistep"):
         solve(gaussian_network(schedule)[0], randn(1, 64), 500, 5, schedule, scheduler)
 
 

@@ -58,21 +58,39 @@ def test_zero_terminal_snr_is_almost_zero():
     assert 0 < schedule.snr[-1] < 1e-7 and schedule.snr[-2] > schedule.snr[-1]
 
 
-@pytest.mark.parametrize(
-    "name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler"]
-)
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler"])
 def test_other_diffusions_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name}.*DDIMScheduler"):
         from_scheduler(getattr(diffusers, name)())
 
 
-def test_flow_matching_in_other_clothes_is_refused():
+@pytest.mark.parametrize("name, options", [
+    ("FlowMatchEulerDiscreteScheduler", {}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
+    ("FlowMatchHeunDiscreteScheduler", {}),
+    ("FlowMatchLCMScheduler", {}),
+    *((name, {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}) for name in (
+        "UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler",
+        "SASolverScheduler")),
+])  # fmt: skip
+def test_flow_matching_has_one_set_of_levels(name, options):
+    schedule = from_scheduler(getattr(diffusers, name)(**options))
+    torch.testing.assert_close(schedule.sigma, torch.arange(1, 1001, dtype=torch.float64) / 1000)
+    torch.testing.assert_close(schedule.alpha, 1 - schedule.sigma)
+    assert schedule.prediction_type == "flow_prediction" and schedule.ratio[-1] == 0 and (schedule.ratio.diff() < 0).all()
+    plain = diffusers.FlowMatchEulerDiscreteScheduler()
+    torch.testing.assert_close(plain.sigmas.flip(0).double(), schedule.sigma)
+    torch.testing.assert_close(plain.timesteps.flip(0).double(), 1000 * schedule.sigma)
+
+
+def test_half_a_flow_matching_configuration_is_refused():
     with pytest.raises(ValueError, match="UniPCMultistepScheduler"):
         from_scheduler(diffusers.UniPCMultistepScheduler(use_flow_sigmas=True))
+    with pytest.raises(ValueError, match="flow_prediction.*epsilon, v_prediction, sample, and with use_flow_sigmas"):
+        from_scheduler(diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
     with pytest.raises(ValueError, match="EulerDiscreteScheduler"):
         from_scheduler(diffusers.EulerDiscreteScheduler(timestep_type="continuous"))
-    with pytest.raises(ValueError, match="flow_prediction.*epsilon, v_prediction, sample"):
-        from_scheduler(diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
 
 
 def test_timestep_at_is_the_nearest():

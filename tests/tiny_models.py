@@ -1,0 +1,207 @@
+"""Families of diffusion models in miniature, random and real: diffusers' own pipelines, which tests save and load."""
+
+import string
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+SD_NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Knows the lower-case letters, alone and at a word's end, and no merges."""
+    tokens = [
+        *string.ascii_lowercase,
+        *(letter + "</w>" for letter in string.ascii_lowercase),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocabulary, [], model_max_length=77, pad_token="<|endoftext|>")
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    vocabulary = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("\u2581", -2.0),
+        *((letter, -3.0) for letter in string.ascii_lowercase),
+    ]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def clip(tokenizer, projection=False, layers=1):
+    """Text encoder of width 16."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def t5(tokenizer):
+    """Text encoder of width 32."""
+    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
+    return T5EncoderModel(config).eval()
+
+
+def autoencoder(latent_channels=4, **config):
+    """Of factor 8."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=latent_channels,
+        sample_size=64,
+        **config,
+    )
+
+
+def unet(**config):
+    plain = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 16,
+        "sample_size": 8,
+    }
+    return diffusers.UNet2DConditionModel(**plain | config)
+
+
+def stable_diffusion(scheduler="PNDMScheduler", **noise):
+    torch.manual_seed(0)
+    parts = {"vae": autoencoder(), "unet": unet(), "tokenizer": clip_tokenizer()}
+    parts["text_encoder"] = clip(parts["tokenizer"])
+    parts["scheduler"] = getattr(diffusers, scheduler)(**SD_NOISE | noise)
+    absent = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    return diffusers.StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
+
+
+def sd_epsilon():
+    """As Stable Diffusion 1.x."""
+    return stable_diffusion(skip_prk_steps=True, set_alpha_to_one=False)
+
+
+def sd_v_prediction():
+    """As Stable Diffusion 2.x."""
+    return stable_diffusion("DDIMScheduler", prediction_type="v_prediction", set_alpha_to_one=False, clip_sample=False)
+
+
+def sd_turbo():
+    return stable_diffusion("EulerDiscreteScheduler", timestep_spacing="trailing")
+
+
+def sdxl():
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 16,
+    }
+    return diffusers.StableDiffusionXLPipeline(
+        vae=autoencoder(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=clip(tokenizer, layers=2),
+        text_encoder_2=clip(tokenizer, projection=True, layers=2),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet(cross_attention_dim=32, use_linear_projection=True, **added),
+        scheduler=diffusers.EulerDiscreteScheduler(**SD_NOISE, timestep_spacing="leading"),
+    )
+
+
+def sd3():
+    torch.manual_seed(0)
+    tokenizer, tokenizer_3 = clip_tokenizer(), t5_tokenizer()
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=diffusers.SD3Transformer2DModel(
+            sample_size=32,
+            patch_size=2,
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=32,
+            caption_projection_dim=32,
+            pooled_projection_dim=32,
+            out_channels=16,
+            pos_embed_max_size=32,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(tokenizer, projection=True, layers=2),
+        tokenizer=tokenizer,
+        text_encoder_2=clip(tokenizer, projection=True, layers=2),
+        tokenizer_2=tokenizer,
+        text_encoder_3=t5(tokenizer_3),
+        tokenizer_3=tokenizer_3,
+    )
+
+
+def flux(guidance=False):
+    torch.manual_seed(0)
+    tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
+    return diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=t5(tokenizer_2),
+        tokenizer_2=tokenizer_2,
+        transformer=diffusers.FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guidance,
+        ),
+    )
+
+
+def flux_dev():
+    return flux(guidance=True)
+
+
+def pixels():
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=32,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+    )
+    # Of an untrained network's epsilon, x_0_hat would be a hundred times too large where this schedule begins.
+    return diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(prediction_type="v_prediction"))
+
+
+FAMILIES = {make.__name__: make for make in (sd_epsilon, sd_v_prediction, sd_turbo, sdxl, sd3, flux, flux_dev, pixels)}
