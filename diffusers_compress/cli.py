@@ -420,7 +420,7 @@ def save_calibrated(model: str, target: Path, calibration: dict):
     shutil.copytree(model, target)
     index = target / "model_index.json"
     config = json.loads(index.read_text(encoding="utf-8"))
-    config["calibration"] = (config.get("calibration") or {}) | calibration
+    config["_calibration"] = (config.get("_calibration") or {}) | calibration
     index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

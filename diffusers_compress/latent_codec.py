@@ -1,10 +1,12 @@
 """What the codecs on latent diffusion models share: the network's inputs and outputs, the autoencoder, the model's identity."""
 
 import inspect
+import json
+from collections.abc import Sequence
 
 import torch
 
-from diffusers_compress import diffusion, families, images, schedule
+from diffusers_compress import diffusion, families, hub, images, schedule
 from diffusers_compress.bitstream import CODECS, WrongModel
 from diffusers_compress.fingerprint import fingerprint
 
@@ -25,15 +27,38 @@ class LatentCodecMixin:
         return super().from_pretrained(*arguments, **{"use_safetensors": True, **options})
 
     @classmethod
+    def _dict_from_json_file(cls, json_file):
+        return hub.known_index(super()._dict_from_json_file(json_file), set(inspect.signature(cls.__init__).parameters))
+
+    @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        """As diffusers', but a component that another codec added to the folder is passed over in silence."""
-        known = inspect.signature(cls.__init__).parameters
-        config_dict = {
-            name: value
-            for name, value in config_dict.items()
-            if name in known or not (isinstance(value, (list, tuple)) and value[0] == "diffusers_compress")
-        }
-        return super().extract_init_dict(config_dict, **kwargs)
+        """As diffusers', but what other pipelines or codecs added to the folder is passed over in silence."""
+        known = hub.known_index(config_dict, set(inspect.signature(cls.__init__).parameters))
+        return super().extract_init_dict(known, **kwargs)
+
+    def to_json_string(self) -> str:
+        return json.dumps(hub.tidy_index(json.loads(super().to_json_string())), indent=2, sort_keys=True) + "\n"
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        license: str | None = None,
+        pictures: Sequence = (),
+        rates: Sequence[float] = hub.RATES,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        **options,
+    ) -> str:
+        """Share the codec as a repository that `from_pretrained` takes, with a model card. Returns the commit's address.
+
+        Args:
+            license: default: that of the model that the pipeline was loaded from, as its card says. ValueError if it does not.
+            pictures: for the card's table of rates and PSNR, measured at `rates` bits per pixel; without them it has none.
+            options: those of `save_pretrained`, such as variant="fp16".
+        """
+        return hub.push(self, repo_id, license, pictures, rates, private, token, commit_message, create_pr, **options)
 
     def run(self, walks, prompts, guidance_scale=1.0):
         """Let the walks of `diffusion.run` share the network, each with its prompt."""

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from lower layers only; a new module takes its place here.
 LAYERS = [
     {"_diffusers", "bitstream", "common_randomness", "fingerprint", "images", "metrics", "outputs", "reference", "schedule"},
-    {"batch", "diffc_header", "diffusion", "drift", "entropy", "families", "logistic", "report"},
+    {"batch", "diffc_header", "diffusion", "drift", "entropy", "families", "hub", "logistic", "report"},
     {"calibration", "channels", "context_model", "latent_codec", "relic_header", "variance_head"},
     {"hyperprior"},
     {"pipelines"},
