@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 
 SAMPLES = 65_536
 
@@ -22,21 +23,27 @@ def fingerprint(modules: Mapping[str, torch.nn.Module], config: Mapping) -> byte
     digest.update(_json(dict(config)))
     for component, module in sorted(modules.items()):
         # Prefixes that depend on torch.compile and on the version of transformers, not on what the module computes.
-        state = module.state_dict().items()
+        state = _state(module).items()
         weights = {name.replace("_orig_mod.", "").replace("text_model.", ""): tensor for name, tensor in state}
         for name, tensor in sorted(weights.items()):
             if tensor.is_meta:
-                raise ValueError(
-                    f"{component}.{name} is on the meta device and has no values; take the fingerprint before "
-                    "enable_sequential_cpu_offload(), or load the weights"
-                )
+                raise ValueError(f"{component}.{name} is on the meta device and has no values; load the weights")
             digest.update(_json([component, name, list(tensor.shape)]))
             digest.update(_samples(tensor))
     return digest.digest()
 
 
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dictionary, also of a module whose weights sequential offloading keeps elsewhere."""
+    if any(hasattr(part, "_hf_hook") and any(p.is_meta for p in part.parameters(recurse=False)) for part in module.modules()):
+        return get_state_dict_offloaded_model(module)
+    return module.state_dict()
+
+
 def _samples(tensor: torch.Tensor) -> bytes:
     """Sign bits of a floating-point tensor, raw little-endian elements of any other, thinned out by an odd stride."""
+    if not isinstance(tensor, torch.nn.Parameter) and type(tensor) is not torch.Tensor:
+        tensor = tensor.dequantize()  # a quantization library's own class
     stride = -(-tensor.numel() // SAMPLES) | 1  # odd: an even one would meet the same columns of a matrix again and again
     tensor = tensor.detach().reshape(-1)[::stride]
     if tensor.is_floating_point():

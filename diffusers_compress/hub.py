@@ -69,6 +69,15 @@ def write_loaders(folder: Path) -> None:
     index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def forget_paths(folder: Path) -> None:
+    """Take out of the components' configs where they were loaded from."""
+    for path in folder.glob("*/*config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.keys() & {"_name_or_path", "name_or_path"}:
+            kept = {name: value for name, value in config.items() if name not in ("_name_or_path", "name_or_path")}
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def write_loader(path: Path, name: str) -> None:
     path.write_text(
         f'"""From the package diffusers_compress."""\n\nfrom {OURS} import {name}\n\n__all__ = ["{name}"]\n', encoding="utf-8"
@@ -101,7 +110,7 @@ def licence_of(source: str) -> str | None:
     card = Path(source, "README.md") if Path(source).is_dir() else source
     try:
         return ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except (FileNotFoundError, EntryNotFoundError):
+    except (EntryNotFoundError, ValueError):  # there is no card
         return None
 
 
@@ -183,6 +192,7 @@ def write_repository(
         raise ValueError("the model's card names no licence; give the one that it is under, such as license='openrail++'")
     pipe.save_pretrained(folder, **options)
     write_loaders(Path(folder))
+    forget_paths(Path(folder))
     rows = rate_table(pipe, pictures, rates) if len(pictures) else None
     model_card(pipe, repo_id, license, rows).save(Path(folder, "README.md"))
 

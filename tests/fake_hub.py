@@ -1,7 +1,7 @@
 """A folder that stands for the Hub: a server that speaks what huggingface_hub's client needs to download, list and upload files.
 
 `python fake_hub.py FOLDER` prints its address. FOLDER/org/name holds a repository's files, FOLDER/org/name@REVISION those of another
-revision than main; FOLDER/requests.log says what was fetched.
+revision than main; FOLDER/requests.log says what was fetched (name/path).
 """
 
 import base64
@@ -39,7 +39,7 @@ class Hub(BaseHTTPRequestHandler):
                 return self.answer(404, {"error": "not found"}, {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
             if self.command == "GET":
                 with open(self.root / "requests.log", "a", encoding="utf-8") as log:
-                    log.write(name + "\n")
+                    log.write(f"{folder.name}/{name}\n")
             data = (folder / name).read_bytes()
             return self.answer(200, data, {"ETag": f'"{sha(data)}"', "X-Repo-Commit": commit_of(folder)})
         return self.answer(404, {"error": self.path})

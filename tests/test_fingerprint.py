@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -112,6 +113,28 @@ def test_the_same_when_compiled_or_in_another_memory_format(modules):
 def test_the_same_on_a_gpu(modules, dtype):
     on_gpu = {name: module.cuda().to(dtype) for name, module in cast(modules).items()}
     assert fingerprint(on_gpu, CONFIG) == fingerprint(modules, CONFIG)
+
+
+def test_the_same_under_sequential_offloading(modules):
+    offloaded = {name: accelerate.cpu_offload(module, torch.device("cpu")) for name, module in cast(modules).items()}
+    assert all(p.is_meta for p in offloaded["unet"].parameters())
+    assert fingerprint(offloaded, CONFIG) == fingerprint(modules, CONFIG)
+
+
+def test_quantized_weights_count_by_value():
+    """As a library's own kind of tensor holds them."""
+
+    class Quantized(torch.Tensor):
+        def dequantize(self):
+            return self.as_subclass(torch.Tensor) - 3
+
+    class Holder(torch.nn.Module):
+        def state_dict(self):
+            return {"weight": torch.tensor([1.0, 2.0, 5.0]).as_subclass(Quantized)}
+
+    linear = torch.nn.Module()
+    linear.register_buffer("weight", torch.tensor([-2.0, -1.0, 2.0]))
+    assert fingerprint({"net": Holder()}, {}) == fingerprint({"net": linear}, {})
 
 
 def test_other_weights_differ(modules):

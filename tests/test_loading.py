@@ -1,0 +1,177 @@
+"""Every way of loading in docs/loading.md, through a server that stands for the Hub and huggingface_hub's own client."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import diffusers
+import fake_hub
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import save_file
+
+from diffusers_compress import DiffCPipeline, RelicPipeline, VarianceHead, hub
+
+ROOT = Path(__file__).parents[1]
+CLASSES = {"diffc": DiffCPipeline, "relic": RelicPipeline}
+COLUMNS = ["class", "file", "custom id", "trusted"]
+ROWS = {"folder": COLUMNS[:3], "id": COLUMNS[:3], "saved": COLUMNS[:3], "pushed": ["class", "trusted"], "pipe": ["class", "file"]}
+OPTIONS = ["revision", "local_files_only", "variant", "dtype", "device_map", "quantization_config"]
+
+
+def run_with_hub(address, home, program, *arguments):
+    """Standard output of a Python process for which the server is the Hub."""
+    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_TOKEN": "hf_of_a_test", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *program, *map(str, arguments)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, photo):
+    """A Hub with a plain model in two revisions and a safety checker, the same model as a folder, and as both codecs saved it."""
+    folder = tmp_path_factory.mktemp("world")
+    plain = tiny_models.sd_epsilon()
+    plain.save_pretrained(folder / "plain")
+    plain.save_pretrained(folder / "hub/them/sd")
+    plain.to(torch.float16).save_pretrained(folder / "hub/them/sd", variant="fp16")
+    tiny_models.sd_v_prediction().save_pretrained(folder / "hub/them/sd@old")
+    add_safety_checker(folder / "hub/them/sd")
+    add_safety_checker(folder / "hub/them/sd@old", torch.ones(1))
+    (folder / "hub/them/sd/README.md").write_text("---\nlicense: openrail++\n---\n")
+    (folder / "home").mkdir()
+    for codec, pipeline in CLASSES.items():
+        extra = {"variance_head": head()} if codec == "diffc" else {}
+        pipeline.from_pretrained(folder / "plain", **extra).save_pretrained(folder / "saved" / codec)
+    photo.save(folder / "photo.png")
+    return folder
+
+
+def head():
+    torch.manual_seed(0)
+    return VarianceHead(latent_channels=4, width=8)
+
+
+def add_safety_checker(folder, weight=torch.zeros(1)):
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker/config.json").write_text("{}")
+    save_file({"weight": weight}, folder / "safety_checker/model.safetensors")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture(scope="module")
+def address(world):
+    server = fake_hub.serve(world / "hub")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+PUSH = """
+import sys
+from PIL import Image
+from diffusers_compress import DiffCPipeline, RelicPipeline
+for codec, pipeline in {"diffc": DiffCPipeline, "relic": RelicPipeline}.items():
+    pipe = pipeline.from_pretrained(f"{sys.argv[2]}/{codec}")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.push_to_hub(f"me/{codec}", license="mit", pictures=[Image.open(sys.argv[1])], rates=(0.2,))
+"""
+
+
+@pytest.fixture(scope="module")
+def cells(world, address):
+    """(codec, row, column) -> what the fresh process says of it; two repositories were pushed before."""
+    run_with_hub(address, world / "home", ["-c", PUSH], world / "photo.png", world / "saved")
+    program = [str(ROOT / "tests" / "loading_cells.py")]
+    output = run_with_hub(
+        address, world / "home", program, world / "photo.png", world / "plain", world / "saved", ROOT / "pipelines"
+    )
+    return {tuple(cell): value for *cell, value in json.loads(output.splitlines()[-1])}
+
+
+@pytest.fixture(scope="module")
+def expected(world, photo):
+    """(codec, whether from one of our own repositories) -> the file of the photo."""
+
+    def coded(codec, folder, **extra):
+        pipe = CLASSES[codec].from_pretrained(folder, **extra)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.compress(photo, max_bytes=100, **({"num_inference_steps": 2} if codec == "diffc" else {})).bitstreams[0].hex()
+
+    kinds = {False: world / "plain", True: world / "saved"}
+    return {(codec, own): coded(codec, folder / codec if own else folder) for codec in CLASSES for own, folder in kinds.items()}
+
+
+@pytest.mark.parametrize("row, column", [(row, column) for row, columns in ROWS.items() for column in columns])
+@pytest.mark.parametrize("codec", CLASSES)
+def test_every_way_of_loading_gives_the_same_bytes(cells, expected, codec, row, column):
+    assert cells[codec, row, column] == expected[codec, row in ("saved", "pushed")]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("codec", CLASSES)
+def test_options_are_passed_on(cells, expected, codec, option):
+    assert cells[codec, "option", option] in (True, expected[codec, False])
+
+
+def test_the_table_of_the_docs_has_these_cells():
+    text = (ROOT / "docs" / "loading.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text[: text.index("##")].splitlines() if line.startswith("|")][2:]
+    assert [[bool(cell.strip() == "yes") for cell in row[1:]] for row in rows] == [
+        [column in columns for column in COLUMNS] for columns in ROWS.values()
+    ]
+    assert all(f"`{option}`" in text for option in OPTIONS)
+
+
+def test_components_that_no_codec_uses_are_not_fetched(world, cells):
+    fetched = (world / "hub" / "requests.log").read_text().split()
+    # this revision was loaded by our classes only
+    assert "sd@old/scheduler/scheduler_config.json" in fetched and "sd@old/safety_checker/model.safetensors" not in fetched
+    assert "sd/safety_checker/model.safetensors" in fetched  # by DiffusionPipeline
+
+
+def test_a_pushed_repository(world, cells):
+    """Index, loaders and card; no path of the machine that pushed."""
+    folder = world / "hub" / "me" / "diffc"
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline", "DiffCPipeline"]
+    assert index["variance_head"] == ["modeling_variance_head", "VarianceHead"]
+    assert str(world) not in "".join(path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md", ".py"))
+    card = (folder / "README.md").read_text()
+    for line in ("library_name: diffusers", "license: mit", "pipeline_tag: image-to-image", "- image-compression", "- diffc"):
+        assert line in card
+    bpp, size = re.search(r"^\| 0.2 \| ([\d.]+) \| (\d+) \| [\d.]+ \|$", card, re.MULTILINE).groups()
+    assert float(bpp) == pytest.approx(8 * int(size) / (96 * 64), abs=1e-4) and 0.19 < float(bpp) <= 0.2
+
+
+def test_what_is_pushed_again_is_the_same(world, cells, tmp_path):
+    """Loaded from a pushed repository and saved: the package's own names are in the index."""
+    DiffCPipeline.from_pretrained(world / "hub" / "me" / "diffc").save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index == json.loads((world / "saved" / "diffc" / "model_index.json").read_text())
+
+
+def test_the_licence_is_that_of_the_model(world, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n")
+    assert hub.licence_of(str(tmp_path)) == "openrail++"
+    pipe = DiffCPipeline.from_pretrained(world / "plain")
+    with pytest.raises(ValueError, match="names no licence"):
+        hub.write_repository(pipe, tmp_path / "new", "me/new")
+
+
+def test_a_saved_folder_is_still_a_stable_diffusion_model(world, caplog):
+    """What is ours in the index is no concern of diffusers' own pipeline."""
+    pipe = RelicPipeline.from_pretrained(world / "plain", calibration={"latent": {"mean": [0.0] * 4, "std": [1.0] * 4}})
+    pipe.save_pretrained(world / "calibrated")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(world / "calibrated")
+    assert theirs.unet is not None and "calibration" not in caplog.text
+    assert DiffCPipeline.from_pretrained(world / "calibrated").config.calibration == pipe.config.calibration
