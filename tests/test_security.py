@@ -3,7 +3,9 @@
 import ast
 import json
 import pickle
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,11 @@ def test_an_entry_of_a_folder_that_is_no_component_is_not_imported(tiny_sd_folde
     (folder / "model_index.json").write_text(json.dumps(index | {"extra": ["sprung", "Thing"]}))
     pipe = DiffCPipeline.from_pretrained(folder)
     assert isinstance(pipe.unet, torch.nn.Module)
+
+
+def test_the_oldest_versions_stand_in_both_places():
+    """pyproject.toml and SECURITY.md."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    floors = dict(dependency.split(">=") for dependency in dependencies)
+    listed = dict(re.findall(r"^\| (\w+) \| ([\d.]+) \|", (ROOT / "SECURITY.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed and listed.items() <= floors.items()

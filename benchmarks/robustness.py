@@ -1,0 +1,343 @@
+"""Damaged and hostile files, and decoders that compute a little otherwise: makes ROBUSTNESS.md.
+
+    python benchmarks/robustness.py --out ROBUSTNESS.md
+
+Every file of `tests/golden` is damaged in many ways, most of them with the checksums put right again, so that the damage gets past them. A
+file has to be decoded, or refused by one of our errors: anything else counts as a crash, and whatever takes longer than SECONDS as
+a hang. Each part runs in a process of its own, whose peak memory is measured. The same damage, less of it, is in `tests/test_robustness.py`.
+"""
+
+import argparse
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from diffusers_compress import bitstream  # noqa: E402
+from diffusers_compress.bitstream import BitstreamError, Limits, write_varint  # noqa: E402
+
+GOLDEN = ROOT / "tests" / "golden"
+SECONDS = 60  # more than that for one small file is a hang
+LIMITS = Limits(pixels=64 * 64)  # of the full decodes
+SIDES = (0, 1, 2, 7, 8, 9, 63, 64, 65, 127, 128, 16383, 16384, 2**21, 2**32, 2**35 - 1)
+
+
+# --------------------------------------------------------------------------------------------------------------------- damage
+
+
+def files(codec=None):
+    """The golden files, or those of a codec."""
+    return [path.read_bytes() for path in sorted(GOLDEN.glob(f"{codec or ''}*.dfc"))]
+
+
+def seal(codec, width, height, fingerprint, parameters, payload, length=None):
+    """A file with right checksums around whatever it holds; `length`: what it says of the parameters' length."""
+    data = bytes([0xDF, 0xC1, codec]) + write_varint(width) + write_varint(height) + fingerprint
+    data += write_varint(len(parameters) if length is None else length) + parameters
+    data += bitstream._crc16(data).to_bytes(2, "little") + payload
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def spoil(rng, data, others):
+    """Bytes with something flipped, cut, put in, taken out, repeated, moved or taken from another file."""
+    data, i = bytearray(data), rng.randrange(len(data) + 1)
+    j, other = rng.randint(i, len(data)), rng.choice(others)
+    kind = rng.randrange(9)
+    if kind == 0 and data:
+        data[i % len(data)] ^= 1 << rng.randrange(8)
+    elif kind == 1 and data:
+        data[i % len(data)] = rng.choice((0, 1, 0x7F, 0x80, 0xFE, 0xFF, rng.randrange(256)))
+    elif kind == 2:
+        del data[i:]
+    elif kind == 3:
+        data[i:i] = rng.randbytes(rng.choice((1, 2, 5, 50)))
+    elif kind == 4:
+        del data[i:j]
+    elif kind == 5:
+        data[i:i] = data[i:j]
+    elif kind == 6:
+        data = data[i:] + data[:i]
+    elif kind == 7:
+        data[i:] = other[min(i, len(other)) :]
+    else:
+        data[i:j] = bytes([rng.choice((0, 255))]) * (j - i)
+    return bytes(data)
+
+
+def parts(data):
+    """[codec, width, height, fingerprint, parameters, payload] of a good file, cut or not."""
+    header, offset = bitstream.read_header(data)
+    return [*vars(header).values(), data[offset : -bitstream.CHECKSUM_BYTES]]
+
+
+def damaged(rng, corpus):
+    """A damaged file; in three of four the checksums are right."""
+    data = rng.choice(corpus)
+    if rng.random() < 0.25:
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            data = spoil(rng, data, corpus)
+        return data
+    fields, other, length = parts(data), parts(rng.choice(corpus)), None
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        kind = rng.randrange(10)
+        if kind == 0:
+            fields[0] = rng.choice((0, 1, 2, 3, 4, 255))
+        elif kind in (1, 2):
+            fields[kind] = rng.choice(SIDES)
+        elif kind == 3:
+            fields[3] = rng.randbytes(4)
+        elif kind == 4:
+            length = rng.choice((0, 1, len(fields[4]) + 1, 65537, 2**32, 2**35 - 1))
+        elif kind == 5:
+            at = rng.randrange(6)
+            fields[at] = other[at]
+        elif kind == 6:
+            fields[4], fields[5] = fields[5], fields[4]
+        elif kind == 7:
+            fields[5] = spoil(rng, fields[5], [other[5]])
+        else:
+            fields[4] = spoil(rng, fields[4], [other[4]])
+    sealed = seal(*fields, length)
+    return sealed[: rng.randrange(len(sealed))] if rng.random() < 0.1 else sealed
+
+
+# ------------------------------------------------------------------------------------------------------------------ what becomes of it
+
+
+class Hang(BaseException):
+    """A file took longer than SECONDS."""
+
+
+@contextmanager
+def watched():
+    def hang(*_):
+        raise Hang
+
+    signal.signal(signal.SIGALRM, hang)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def outcome(read, data):
+    """What reading says of a file: its words, the kind of the error, or "hang" or "crash: ..."."""
+    try:
+        with watched():
+            return read(data)
+    except BitstreamError as error:
+        return type(error).__name__
+    except Hang:
+        return "hang"
+    except Exception as error:  # noqa: BLE001 - that is what is looked for
+        return f"crash: {type(error).__name__}: {error}"
+
+
+def parsed(data):
+    """All that a file says, as `diffusers-compress info` reads it, without a model."""
+    header, _ = bitstream.read_header(data)
+    facts = import_module(f"diffusers_compress.pipelines.{bitstream.CODECS[header.codec].lower()}").describe(data)
+    return "read" if facts["complete"] else "read as cut short"
+
+
+def decoder(codec, model="epsilon"):
+    """Function of a file that decodes it in full, in one network call, with a tiny model."""
+    from golden import make
+
+    pipe = make.pipeline(codec, model)
+
+    def decode(data):
+        header, _ = bitstream.read_header(data, LIMITS)
+        (image,) = pipe.decompress(data, allow_other_model=True, limits=LIMITS, **make.PREVIEW.get(codec, {})).images
+        assert image.size == (header.width, header.height) and image.mode == "RGB"
+        return "decoded"
+
+    return decode
+
+
+def counted(part, count, seed=0):
+    """Outcomes of `count` damaged files, the longest time, and the peak memory before and after."""
+    codec = None if part == "container" else part
+    read, corpus = parsed if codec is None else decoder(codec), files(codec)
+    for data in corpus:
+        outcome(read, data)  # whatever is loaded or built once
+    rng, outcomes, examples, slowest, before = random.Random(seed), Counter(), {}, 0.0, peak()
+    for _ in range(count):
+        data, start = damaged(rng, corpus), time.perf_counter()
+        found = outcome(read, data)
+        slowest = max(slowest, time.perf_counter() - start)
+        outcomes[found] += 1
+        examples.setdefault(found, data.hex())
+    crashes = {found: data for found, data in examples.items() if found.startswith(("crash", "hang"))}
+    return {"part": part, "outcomes": outcomes, "crashes": crashes, "slowest": slowest, "before": before, "after": peak()}
+
+
+def peak():
+    """MB that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# ------------------------------------------------------------------------------------------------------------------------ drift
+
+
+def drift_rows():
+    """For each way of decoding: latent's rms drift, what the file's check says of it, dB between the pictures, dB lost."""
+    import numpy as np
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor
+
+    from diffusers_compress import DiffCPipeline, RelicPipeline, cli, drift, embedded_model, images
+    from diffusers_compress.pipelines import diffc
+
+    diffc.CHECKED_BYTES = 0
+    picture = images.open_image(cli.demo_photo()).convert("RGB").crop((100, 20, 356, 276))
+    ends, reverse = [], DiffCPipeline.reverse
+    DiffCPipeline.reverse = lambda self, *args: ends.append(reverse(self, *args)) or ends[-1]
+
+    def load(pipeline, dtype=torch.float32, device="cpu"):
+        pipe = pipeline.from_pretrained(embedded_model(), dtype=dtype).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def threads(pipe):
+        torch.set_num_threads(2)
+
+    ways = {
+        "float32, 1 thread": {},
+        "float32, 2 threads": {"change": threads},
+        "float32, channels last": {
+            "change": lambda pipe: [m.to(memory_format=torch.channels_last) for m in (pipe.unet, pipe.vae)]
+        },
+        "float32, plain attention": {"change": lambda pipe: pipe.unet.set_attn_processor(AttnProcessor())},
+        "float32, sliced attention": {"change": lambda pipe: pipe.enable_attention_slicing(1)},
+        "bfloat16": {"dtype": torch.bfloat16},
+        "float16": {"dtype": torch.float16},
+    }
+    if torch.cuda.is_available():
+        ways |= {"CUDA, float32": {"device": "cuda"}, "CUDA, float16": {"device": "cuda", "dtype": torch.float16}}
+    rows = []
+    for pipeline in (DiffCPipeline, RelicPipeline):
+        torch.set_num_threads(1)
+        data = load(pipeline).compress(picture, target_bpp=0.1).bitstreams[0]
+        original, reference, latent = np.asarray(picture, dtype=float), None, None
+        for name, way in ways.items():
+            torch.set_num_threads(1)
+            change = way.get("change", lambda pipe: None)
+            pipe = load(pipeline, **{key: value for key, value in way.items() if key != "change"})
+            change(pipe)
+            out = pipe.decompress(data)
+            decoded = np.asarray(out.images[0], dtype=float)
+            x_t = ends[-1][0][0].float().cpu() if pipeline is DiffCPipeline else None
+            if reference is None:
+                reference, latent = decoded, x_t
+            rms = "none" if x_t is None else f"{float((x_t - latent).square().mean()) ** 0.5:.1e}"
+            told = "none" if x_t is None else f"{out.drift[0]:.3f}"
+            lost = psnr(original, reference) - psnr(original, decoded)
+            rows.append([pipeline.__name__[:-8], name, rms, told, f"{psnr(reference, decoded):.1f}", f"{lost:+.3f}"])
+            torch.set_num_threads(1)
+    return rows, drift.BOUND
+
+
+def psnr(a, b):
+    import numpy as np
+
+    return 10 * np.log10(255**2 / np.mean((a - b) ** 2)) if (a != b).any() else float("inf")
+
+
+def check_rows(count=2000, n=4096):
+    """How often the check warns of a drift of given rms, and what it estimates on average."""
+    import torch
+
+    from diffusers_compress import drift
+
+    generator, rows = torch.Generator().manual_seed(0), []
+    for size in (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.4):
+        found = []
+        for _ in range(count):
+            x_t = torch.randn(n, generator=generator)
+            found.append(drift.drift(x_t + size * torch.randn(n, generator=generator), drift.check_of(x_t)))
+        warned = sum(value > drift.BOUND for value in found) / count
+        rows.append([f"{size:.3f}", f"{sorted(found)[count // 2]:.3f}", f"{100 * warned:.1f} %"])
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------------- the page
+
+
+def alone(part, count):
+    """`counted` in a process of its own."""
+    command = [sys.executable, __file__, "--part", part, "--count", str(count)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def table(head, rows):
+    return "\n".join(["| " + " | ".join(map(str, row)) + " |" for row in (head, ["--"] * len(head), *rows)])
+
+
+def outcome_table(results):
+    kinds = sorted({kind for each in results for kind in each["outcomes"] if not kind.startswith(("crash", "hang"))})
+    rows = []
+    for each in results:
+        counts = Counter(each["outcomes"])
+        bad = [sum(n for kind, n in counts.items() if kind.startswith(word)) for word in ("crash", "hang")]
+        memory = f"{each['before']:.0f} + {each['after'] - each['before']:.0f}"
+        rows.append(
+            [each["part"], sum(counts.values()), *(counts[kind] for kind in kinds), *bad, f"{each['slowest']:.1f}", memory]
+        )
+    return table(["", "files", *kinds, "crashes", "hangs", "slowest, s", "peak memory, MB"], rows)
+
+
+def versions():
+    names = ("torch", "diffusers", "transformers", "Pillow", "numpy", "constriction")
+    from importlib.metadata import version
+
+    return ", ".join(f"{name} {version(name)}" for name in names)
+
+
+def page(results, drifts, bound, checks, text):
+    """ROBUSTNESS.md: the measured tables in place of the marks in its template."""
+    tables = {
+        "OUTCOMES": outcome_table(results),
+        "DRIFT": table(["codec", "decoded in", "latent, rms", "check says", "picture, dB", "PSNR lost, dB"], drifts),
+        "CHECK": table(["drift, rms", "estimate, median", "warned"], checks),
+        "VERSIONS": versions(),
+        "BOUND": f"{bound:g}",
+    }
+    for mark, made in tables.items():
+        text = text.replace("{" + mark + "}", made)
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "ROBUSTNESS.md")
+    parser.add_argument("--container", type=int, default=100_000, help="damaged files that are parsed")
+    parser.add_argument("--decode", type=int, default=2_000, help="damaged files of each codec that are decoded")
+    parser.add_argument("--part", help="this one alone, as a line of JSON")
+    parser.add_argument("--count", type=int, default=100)
+    args = parser.parse_args()
+    if args.part:
+        print(json.dumps(counted(args.part, args.count)))
+        return
+    codecs = [name.lower() for name in bitstream.CODECS.values()]
+    results = [alone("container", args.container), *(alone(codec, args.decode) for codec in codecs)]
+    for each in results:
+        print(json.dumps(each), file=sys.stderr)
+    template = (Path(__file__).parent / "robustness.md").read_text(encoding="utf-8")
+    args.out.write_text(page(results, *drift_rows(), check_rows(), template), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

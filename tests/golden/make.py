@@ -1,0 +1,195 @@
+"""Makes the golden files: for every codec and channel small .dfc files with the picture and the symbols that they decode to.
+
+    python tests/golden/make.py            once for each version of the format
+    python tests/golden/make.py --again    while that version is unreleased
+
+`golden.json` holds for each file how it was made, the exact symbols, and by how much a decoder's picture may differ from the PNG: `rms` and
+`peak`, in 8-bit levels. The models are the embedded one, and tiny ones whose weights come from the package's own counter-based generator, so
+that they are the same with every version of torch. A file that was released is never made again: it is what the format means.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parents[1]))
+
+from diffusers_compress import (  # noqa: E402
+    DiffCPipeline,
+    HyperPrior,
+    RelicPipeline,
+    bitstream,
+    common_randomness,
+    embedded_model,
+)
+from diffusers_compress.pipelines import diffc, relic  # noqa: E402
+from diffusers_compress.schedule import from_scheduler  # noqa: E402
+
+PIPELINES = {"diffc": DiffCPipeline, "relic": RelicPipeline}
+WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
+RMS, PEAK = 1.0, 6  # permitted, in 8-bit levels
+PREVIEW = {"diffc": {"reconstruction": "denoised"}, "relic": {"num_inference_steps": 1}}  # one network call, if that
+
+# name: (codec, model, size of the picture, options of compress, options of decompress, bytes that are left of the file or None)
+CASES = {
+    "diffc-trellis": ("diffc", "epsilon", (48, 32), {"max_bytes": 150, "prompt": "a house"}, {}, None),
+    "diffc-trellis-cut": ("diffc", "epsilon", (48, 32), {"max_bytes": 150, "prompt": "a house"}, {}, 90),
+    "diffc-trellis-1x1": ("diffc", "epsilon", (1, 1), {"max_bytes": 40}, {}, None),
+    "diffc-trellis-check": ("diffc", "v_prediction", (40, 56), {"max_bytes": 200, "num_inference_steps": 6}, {}, None),
+    "diffc-trellis16": ("diffc", "v_prediction", (33, 31), {"max_bytes": 120, "channel": "trellis16"}, {}, None),
+    "diffc-poisson": ("diffc", "epsilon", (48, 32), {"max_bytes": 100, "channel": "poisson"}, {}, None),
+    "diffc-embedded": ("diffc", "embedded", (64, 48), {"max_bytes": 120, "prompt": "a beach"}, {}, None),
+    "diffc-embedded-preview": ("diffc", "embedded", (64, 48), {"max_bytes": 60}, {"reconstruction": "denoised"}, None),
+    "relic-adaptive": ("relic", "epsilon", (72, 40), {"max_bytes": 250, "entropy_model": "adaptive", "prompt": "a house"}, {}, None),
+    "relic-adaptive-plain": ("relic", "v_prediction", (48, 32), {"max_bytes": 180, "rounding": "plain", "entropy_model": "adaptive"}, {}, None),
+    "relic-hyperprior": ("relic", "v_prediction", (48, 32), {"max_bytes": 150}, {"realism": 0.5}, None),
+    "relic-hyperprior-plain": ("relic", "epsilon", (9, 130), {"max_bytes": 130, "rounding": "plain"}, {}, None),
+    "relic-embedded": ("relic", "embedded", (64, 48), {"max_bytes": 200}, {}, None),
+    "relic-embedded-preview": ("relic", "embedded", (64, 48), {"max_bytes": 80}, {"realism": 0.0}, None),
+}  # fmt: skip
+
+# -------------------------------------------------------------------------------------------------------------------- models
+
+
+def filled(module, number):
+    """The module with weights from the generator: normal, with the variance 1 / fan-in; norms near 1, biases near 0."""
+    for k, (name, parameter) in enumerate(sorted(module.named_parameters())):
+        numbers = common_randomness.normals(parameter.numel(), WEIGHTS, 1000 * number + k).view_as(parameter)
+        if parameter.ndim > 1:
+            weights = numbers / math.sqrt(parameter[0].numel())
+        else:
+            weights = numbers / 10 + (1 if "norm" in name and name.endswith("weight") else 0)
+        parameter.data.copy_(weights)
+    return module.eval()
+
+
+def tokenizer():
+    """A CLIP tokenizer that knows the lower-case letters, alone and at a word's end, and no merges."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")
+
+
+def components(prediction_type):
+    """Stable Diffusion in miniature."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=64,
+    )
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=16,
+        sample_size=8,
+    )
+    text_config = CLIPTextConfig(
+        vocab_size=54,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return {
+        "vae": filled(vae, 0),
+        "unet": filled(unet, 1),
+        "text_encoder": filled(CLIPTextModel(text_config), 2),
+        "tokenizer": tokenizer(),
+        "scheduler": DDIMScheduler(**betas, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False),
+    }
+
+
+def pipeline(codec, model):
+    """The pipeline of a codec with one of the models "embedded", "epsilon" and "v_prediction"."""
+    if model == "embedded":
+        pipe = PIPELINES[codec].from_pretrained(embedded_model(), dtype=torch.float32)
+    else:
+        pipe = PIPELINES[codec](**components(model))
+        if codec == "relic":
+            prior = filled(HyperPrior(latent_channels=4, hidden=16), 3)
+            prior.settle()
+            pipe.register_modules(hyperprior=prior)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# --------------------------------------------------------------------------------------------------------------------- files
+
+
+def picture(width, height):
+    """Gradients, an edge and some texture."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [90 + x + y, 220 - 2 * y, 120 + 40 * (x > 20)]
+    noise = common_randomness.words(3 * width * height, WEIGHTS).numpy().reshape(height, width, 3) % 16
+    return Image.fromarray((np.stack(planes, -1) + noise).clip(0, 255).astype(np.uint8))
+
+
+def symbols(pipe, data):
+    """What has to come out of a file exactly, whatever the machine, as plain values."""
+    if isinstance(pipe, DiffCPipeline):
+        _, parameters, messages, _ = diffc.read_file(data)
+        timesteps = diffc.timesteps_of(from_scheduler(pipe.scheduler), parameters)
+        return {"timesteps": timesteps, "budgets": parameters.budgets, "messages": [message.tolist() for message in messages]}
+    header, parameters, payload = relic.read_file(data)
+    quantizer = relic.Quantizer(parameters, pipe.statistics(), pipe.latent_shape(header.height, header.width))
+    name = next(name for name, number in relic.MODEL_NUMBERS.items() if number == parameters.model)
+    return {"timestep": parameters.timestep, "v": pipe.entropy_model(name).receive(quantizer, payload).v.tolist()}
+
+
+def decoded(pipe, data, options):
+    """The picture of a file as an 8-bit array [H, W, 3]."""
+    return np.asarray(pipe.decompress(data, **{"num_inference_steps": 3, **options}).images[0])
+
+
+def make(name, pipe):
+    """Write a case's .dfc and .png; its entry of golden.json."""
+    codec, model, size, options, decoding, left = CASES[name]
+    diffc.CHECKED_BYTES = 0 if name.endswith("check") else 2000
+    data = pipe.compress(picture(*size), **options).bitstreams[0][:left]
+    (FOLDER / f"{name}.dfc").write_bytes(data)
+    Image.fromarray(decoded(pipe, data, decoding)).save(FOLDER / f"{name}.png")
+    return {"codec": codec, "model": model, "decompress": decoding, "rms": RMS, "peak": PEAK, "symbols": symbols(pipe, data)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--again", action="store_true", help="although there are files of this version of the format")
+    target = FOLDER / "golden.json"
+    if target.exists() and json.loads(target.read_text())["version"] == bitstream.VERSION and not parser.parse_args().again:
+        sys.exit(f"the files of version {bitstream.VERSION} of the format are there and stay as they are; see --again")
+    pipes = {key: pipeline(*key) for key in sorted({case[:2] for case in CASES.values()})}
+    cases = {name: make(name, pipes[case[:2]]) for name, case in CASES.items()}
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(case)}" for name, case in cases.items())
+    target.write_text(f'{{"version": {bitstream.VERSION}, "cases": {{\n{rows}\n}}}}\n')
+
+
+if __name__ == "__main__":
+    main()

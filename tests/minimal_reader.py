@@ -1,0 +1,643 @@
+"""A reader of .dfc files written from FORMAT.md alone, with the standard library and nothing of the package: a second opinion.
+
+As slow as it is plain. It goes as far as integers go: to the messages and timesteps of a DiffC file, to the samples that the messages stand
+for, and to all symbols of a Relic file.
+"""
+
+import functools
+import json
+import math
+import struct
+import zlib
+from statistics import NormalDist
+
+
+class Refused(Exception):
+    """By FORMAT.md this file is none that can be read."""
+
+
+def need(condition, words):
+    if not condition:
+        raise Refused(words)
+
+
+# ---------------------------------------------------------------------------------------------------------------- container
+
+
+def crc16(data):
+    crc = 0xFFFF
+    for byte in data:
+        crc ^= byte << 8
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
+    return crc
+
+
+def varint(data, position):
+    value = 0
+    for i in range(5):
+        need(position + i < len(data), "cut in a number")
+        byte = data[position + i]
+        value += (byte & 127) << 7 * i
+        if byte < 128:
+            need(byte or not i, "not the shortest form")
+            return value, position + i + 1
+    raise Refused("a number of more than five bytes")
+
+
+def container(data):
+    """(codec, width, height, fingerprint, parameters, offset of the payload)."""
+    need(data[:1] == b"\xdf" and data[1:2] in (b"", b"\xc1"), "magic or version")
+    need(len(data) > 2, "cut")
+    width, position = varint(data, 3)
+    height, position = varint(data, position)
+    fingerprint = data[position : position + 4]
+    length, position = varint(data, position + 4)
+    end = position + length
+    need(len(data) >= end + 2, "cut")
+    need(struct.unpack_from("<H", data, end)[0] == crc16(data[:end]), "header checksum")
+    need(width and height, "no pixels")
+    return data[2], width, height, fingerprint, data[position:end], end + 2
+
+
+def payload_of(data, start, length):
+    """(payload, whether the file is whole)."""
+    if len(data) < start + length + 4:
+        return data[start : start + length], False
+    need(len(data) == start + length + 4, "too long")
+    need(struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4]), "checksum")
+    return data[start:-4], True
+
+
+class Bits:
+    def __init__(self, data):
+        self.digits, self.position = "".join(f"{byte:08b}" for byte in data), 0
+
+    def left(self):
+        return len(self.digits) - self.position
+
+    def read(self, count):
+        need(count <= self.left(), "parameters end early")
+        self.position += count
+        return int(self.digits[self.position - count : self.position] or "0", 2)
+
+
+# -------------------------------------------------------------------------------------------------------- common randomness
+
+MASK = 0xFFFFFFFF
+START, PERMUTATION, SIGNS, CODEBOOK, CANDIDATES, DITHER, CHECK = 0, 1, 2, 3, 4, 6, 7
+
+
+def philox(counter, key):
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        p, q = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [q >> 32 ^ c[1] ^ k[0], q & MASK, p >> 32 ^ c[3] ^ k[1], p & MASK]
+        k = [k[0] + 0x9E3779B9 & MASK, k[1] + 0xBB67AE85 & MASK]
+    return c
+
+
+def words(count, stream, step=0, first=0):
+    found = []
+    for i in range(first // 4, (first + count + 3) // 4):
+        found += philox((i & MASK, step, stream, i >> 32), (0x44696666, 0x436F6D70))
+    return found[first % 4 : first % 4 + count]
+
+
+_upper = [round(NormalDist().inv_cdf((i + 0.5) / 65536) * 65536) for i in range(32768, 65536)]
+NORMALS = [-x for x in reversed(_upper)] + _upper
+
+
+def normals(count, stream, step=0, first=0):
+    """As integers, times 2^16."""
+    found = []
+    for word in words((first + count + 1) // 2 - first // 2, stream, step, first // 2):
+        found += [NORMALS[word & 0xFFFF], NORMALS[word >> 16]]
+    return found[first % 2 : first % 2 + count]
+
+
+def permutation(n, step):
+    word = words(n, PERMUTATION, step)
+    return sorted(range(n), key=lambda i: (word[i], i))
+
+
+def signs(n, step, stream=SIGNS):
+    word = words((n + 31) // 32, stream, step)
+    return [-1 if word[i // 32] >> i % 32 & 1 else 1 for i in range(n)]
+
+
+# -------------------------------------------------------------------------------------------------------------- range decoder
+
+
+class RangeDecoder:
+    def __init__(self, data, padding=0):
+        self.data, self.padding, self.position = data, padding, 8
+        self.low, self.range, self.point = 0, 2**64 - 1, self.bytes(0, 8)
+
+    def bytes(self, start, count):
+        return int.from_bytes(
+            bytes(self.data[start + i] if start + i < len(self.data) else self.padding for i in range(count)), "big"
+        )
+
+    def symbol(self, left):
+        """The i with left_i <= u < left_(i+1)."""
+        scale = self.range >> 24
+        u = (self.point - self.low) % 2**64 // scale
+        need(u < 2**24, "no symbol")
+        i = max(i for i in range(len(left) - 1) if left[i] <= u)
+        self.low = (self.low + scale * left[i]) % 2**64
+        self.range = scale * (left[i + 1] - left[i])
+        if self.range < 2**32:
+            self.low, self.range = self.low << 32 & 2**64 - 1, self.range << 32
+            self.point = (self.point << 32 | self.bytes(self.position, 4)) & 2**64 - 1
+            self.position += 4
+        return i
+
+    def under(self, frequencies):
+        m, share = len(frequencies), (2**24 - len(frequencies)) / float(sum(frequencies))
+        before = [sum(frequencies[:i]) for i in range(m)]
+        return self.symbol([math.floor(before[i] * share) + i for i in range(m)] + [2**24])
+
+    def equal(self, bits):
+        """Without a list of all 2^bits symbols."""
+        if not bits:
+            return 0
+        scale = self.range >> 24
+        u = (self.point - self.low) % 2**64 // scale
+        need(u < 2**24, "no symbol")
+        i = u >> 24 - bits
+        self.symbol([0, i << 24 - bits, i + 1 << 24 - bits, 2**24][i == 0 :])
+        return i
+
+
+# --------------------------------------------------------------------------------------------------------------------- DiffC
+
+
+def number(rank, p):
+    h = 2 ** (p - 1)
+    return rank if rank < h else h + rank % h << rank // h - 1
+
+
+def rice(bits, parameter=1):
+    ones = 0
+    while bits.left():
+        if bits.read(1) == 0:
+            return ones << parameter | bits.read(parameter) if bits.left() >= parameter else None
+        ones += 1
+    return None
+
+
+def diffc_parameters(data):
+    bits, check = Bits(data), None
+    channel = bits.read(2)
+    if channel == 0:
+        channel, check = bits.read(2), bits.read(14)
+    need(channel, "channel")
+    prompt = bytes(bits.read(8) for _ in range(bits.read(16))).decode() if bits.read(1) else ""
+    budget = number(bits.read(9), 5)
+    last = bits.read(len(f"{budget:b}") if budget else 0)
+    need(last <= budget, "last budget")
+    ranks = [bits.read(8)] if bits.left() >= 8 else []
+    while ranks and (v := rice(bits)) is not None:
+        ranks.append(ranks[-1] + (v // 2 if v % 2 == 0 else -(v + 1) // 2))
+    need(all(1 <= rank <= 255 for rank in ranks), "stride")
+    strides = [number(rank, 4) for rank in ranks]
+    budgets = [budget] * (len(strides) - 1) + [last] if strides else []
+    return {"channel": channel, "check": check, "prompt": prompt, "budgets": budgets, "strides": strides}
+
+
+def diffc(data):
+    """All of a DiffC file: its parameters, and under "messages" those that are there."""
+    codec, width, height, fingerprint, parameters, start = container(data)
+    need(codec == 1, "codec")
+    facts = {"width": width, "height": height, "fingerprint": fingerprint.hex(), **diffc_parameters(parameters)}
+    budgets = facts["budgets"]
+    trellis = facts["channel"] in (1, 3)
+    length = -(-sum(budgets) // 8) if trellis else 3 + int.from_bytes(data[start : start + 3], "little")
+    payload, facts["complete"] = payload_of(data, start, length)
+    facts["messages"] = trellis_messages(payload, budgets) if trellis else poisson_messages(payload[3:], budgets)
+    return facts
+
+
+def trellis_messages(payload, budgets):
+    digits, messages = "".join(f"{byte:08b}" for byte in payload), []
+    for budget in budgets:
+        if budget > len(digits):
+            break
+        messages.append([int(digit) for digit in digits[:budget]])
+        digits = digits[budget:]
+    return messages
+
+
+def chunk_bits(budget):
+    chunks = max(1, -(-budget // 14))
+    return [budget * (c + 1) // chunks - budget * c // chunks for c in range(chunks)]
+
+
+def poisson_messages(stream, budgets):
+    readers, messages = [RangeDecoder(stream, 0x00), RangeDecoder(stream, 0xFF)], []
+    for budget in budgets:
+        message = []
+        for q in chunk_bits(budget):
+            try:
+                index, other = (poisson_index(reader, q) if budget else 0 for reader in readers)
+            except Refused:
+                return messages
+            if index != other:
+                return messages
+            message.append(index)
+        messages.append(message)
+    return messages
+
+
+@functools.cache
+def octaves(q):
+    root = 2 * q + 3
+    r = next(r for r in range(2**16, 0, -1) if r**root <= 2 ** (16 * root - 2))
+    return [65536 * r**o // 65536**o for o in range(q + 2)]
+
+
+def poisson_index(reader, q):
+    o = reader.under(octaves(q))
+    return 2**o - 1 + reader.equal(o)
+
+
+def timesteps(strides, ratio):
+    found, total = [len(ratio) - 1], 0
+    for stride in strides:
+        need(found[-1] > 0, "no room for a step")
+        total += stride
+        wanted = ratio[-1] + total / 1024
+        nearest = min(range(len(ratio)), key=lambda t: (abs(ratio[t] - wanted), t))
+        found.append(max(0, min(nearest, found[-1] - 1)))
+    return found
+
+
+def ratios(rescaled=False):
+    """alpha / sigma of Stable Diffusion's "scaled_linear" from 0.00085 to 0.012 over 1000 timesteps, or that with zero terminal SNR."""
+    f32 = lambda x: struct.unpack("<f", struct.pack("<f", x))[0]  # noqa: E731
+    first, last, product, alphas = f32(math.sqrt(0.00085)), f32(math.sqrt(0.012)), 1.0, []
+    for t in range(1000):
+        root = f32(first + (last - first) / 999 * t)
+        product *= f32(1 - f32(root * root))
+        alphas.append(f32(product))
+    if rescaled:
+        c = [math.sqrt(alpha) for alpha in alphas]
+        alphas = [((x - c[-1]) * c[0] / (c[0] - c[-1])) ** 2 for x in c]
+    alphas = [max(alpha, 2.0**-24) for alpha in alphas]
+    return [math.sqrt(alpha / (1 - alpha)) for alpha in alphas]
+
+
+def expected_error(ratio, channels, h, w):
+    """e_i at a noise level, of a model without calibration, in double precision."""
+
+    def frequency(y, x, h, w):
+        if y % 4 or x % 4:
+            return math.hypot(y % 4, x % 4) / 8
+        return max(1 / 256, math.hypot(y // 4 / -(-h // 4), x // 4 / -(-w // 4)) / 8)
+
+    mean = sum(frequency(y, x, 64, 64) ** -2 for y in range(64) for x in range(64)) / 64**2
+    power = [frequency(y, x, h, w) ** -2 / mean for y in range(h) for x in range(w)] * channels
+    return [p / (1 + ratio**2 * p) for p in power]
+
+
+def kl(budget, channel):
+    states, slope, offset = {1: (14, 0.925, 2.35), 3: (16, 0.943, 1.4)}[channel]
+    return budget**2 / (budget + 3.3) if budget <= states else slope * budget - offset
+
+
+def excess(error, budget, channel):
+    """v_i, by bisection for log a."""
+    low, high = -200.0, 200.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        bits = sum(math.log2(1 + math.exp(middle) * e) for e in error) / 2
+        low, high = (middle, high) if bits < kl(budget, channel) else (low, middle)
+    return [math.exp(low) * e for e in error]
+
+
+def trellis_samples(message, v, rank, channel, step):
+    """y of one step."""
+    n, budget, (states, first) = len(v), len(message), {1: (14, 12), 3: (16, 14)}[channel]
+    shuffled, sign = permutation(n, step), signs(n, step)
+    p = sorted(shuffled, key=lambda i: -rank[i])
+    line = sorted(range(n), key=lambda i: i * 0x9E3779B1 % 2**32)
+    ends = [*range(states, budget, 4), budget] if budget > states else [budget]
+    weights = [first + max(0, end - states) for end in ends]
+    bounds = [0] + [n * weight // weights[-1] for weight in weights]
+    codebook = normals(2**states, CODEBOOK, step)
+    c = [0.0] * n
+    for j, end in enumerate(ends):
+        state = int("".join(map(str, message[:end]))[-states:] or "0", 2)
+        for z in range(bounds[j], bounds[j + 1]):
+            c[line[z]] = codebook[(state + z - bounds[j]) % 2**states] / 65536
+    u = [v[i] for i in p]
+    groups = min(n // 16, -(-budget // 16))
+    for q in range(groups):
+        u[16 * q : 16 * q + 16] = [sum(u[16 * q : 16 * q + 16]) / 16] * 16
+    r = [math.sqrt(1 + u_i) * c_i for u_i, c_i in zip(u, c)]
+    for q in range(groups):
+        part = r[16 * q : 16 * q + 16]
+        r[16 * q : 16 * q + 16] = [sum((-1) ** (i & j).bit_count() * part[j] for j in range(16)) / 4 for i in range(16)]
+    y = [0.0] * n
+    for i in range(n):
+        y[p[i]] = sign[i] * r[i]
+    return y
+
+
+def poisson_samples(message, n, budget, step):
+    """y of one step, times 2^16."""
+    order, chunks, y = permutation(n, step), len(message), [0] * n
+    for c, k in enumerate(message):
+        low, high = n * c // chunks, n * (c + 1) // chunks
+        for i, value in enumerate(normals(high - low, CANDIDATES, step, 65536 * low + k * (high - low))):
+            y[order[low + i]] = value
+    return y
+
+
+# --------------------------------------------------------------------------------------------------------------------- Relic
+
+
+def relic_parameters(data):
+    bits = Bits(data)
+    facts = {name: bits.read(size) for name, size in (("model", 2), ("dithered", 1), ("affine", 1), ("prompted", 1))}
+    facts |= {name: bits.read(size) for name, size in (("step", 12), ("timestep", 15), ("tables", 16))}
+    need(facts["model"] in (1, 2), "entropy model")
+    channels = bits.read(8) + 1
+    facts["coded"] = [bits.read(1) for _ in range(channels)]
+    pairs = [(bits.read(6) - 32, bits.read(6) - 32) for _ in range(channels if facts["affine"] else 0)]
+    facts["scales"], facts["shifts"] = [scale for scale, _ in pairs], [shift for _, shift in pairs]
+    need(bits.read(bits.left() % 8) == 0, "filler")
+    prompt = bytes(bits.read(8) for _ in range(bits.left() // 8))
+    need(bool(prompt) == bool(facts["prompted"]), "prompt flag")
+    facts["prompt"] = prompt.decode()
+    return facts
+
+
+def relic(data, std=(1.0,) * 4, hyperprior=None, factor=8):
+    """All of a Relic file: its parameters, and under "v" its values. `std` as in the model's configuration; `hyperprior`: its tensors."""
+    codec, width, height, fingerprint, parameters, start = container(data)
+    need(codec == 2, "codec")
+    facts = {"width": width, "height": height, "fingerprint": fingerprint.hex(), **relic_parameters(parameters)}
+    payload, whole = payload_of(data, start, len(data) - start - 4)
+    need(whole, "cut")
+    std, channels = list(std), len(std)
+    need(len(facts["coded"]) == channels, "channels")
+    need(facts["tables"] == tables_identity(std, hyperprior if facts["model"] == 2 else None), "another entropy model")
+    h, w = -(-height // factor), -(-width // factor)
+    scales = facts["scales"] or [0] * channels
+    steps = [step_width(facts["step"] + 16 * scale) for scale in scales]
+    units = [max(1, round(512 * s / d)) if yes else 0 for s, d, yes in zip(std, steps, facts["coded"])]
+    word = words(channels * h * w, DITHER) if facts["dithered"] else None
+    u = [[2 * (word[c * h * w + i] % 256) - 255 if word else 0 for i in range(h * w)] for c in range(channels)]
+    reader = RangeDecoder(payload)
+    if not any(units):
+        facts["v"] = [[0] * (h * w) for _ in units]
+    elif facts["model"] == 1:
+        facts["v"] = adaptive(reader, h, w, units, u)
+    else:
+        facts["v"] = learned(reader, h, w, units, u, hyperprior, facts["dithered"])
+    return facts
+
+
+def step_width(number):
+    number = min(4095, max(0, number))
+    return 2**-6 * (1 + number % 256 / 256) * 2 ** (number // 256)
+
+
+def tables_identity(std, hyperprior):
+    crc = zlib.crc32(json.dumps(std).encode())
+    for name in sorted(hyperprior or {}):
+        if not name.startswith("h_a"):
+            numbers = [max(-127, min(127, math.floor(64 * x + 0.5))) for x in hyperprior[name][1]]
+            crc = zlib.crc32(struct.pack(f"<{len(numbers)}b", *numbers), zlib.crc32(name.encode(), crc))
+    return crc & 0xFFFF
+
+
+def _table(i, f):
+    inner = []
+    for j in range(1, 33):
+        z = (j - 16.5 - ((f + 0.5) / 16 - 0.5)) / 2 ** (i / 4 - 5)
+        inner.append(round(65503 / (1 + math.exp(-max(-60.0, min(60.0, z))))))
+    c = [0, *inner, 65503]
+    return [1 + c[j + 1] - c[j] for j in range(33)]
+
+
+TABLES = [[_table(i, f) for f in range(16)] for i in range(25)]
+
+
+def law(mean, i):
+    b = max(0, -((24 - i) // 4))
+    left = mean - 256 * (2**b - 1) >> b
+    return b, (left + 256) // 512, (left + 256) % 512 // 32, i - 4 * b
+
+
+def values(reader, means, indices):
+    """A batch of k under these laws."""
+    laws = [law(mean, i) for mean, i in zip(means, indices)]
+    r = [reader.under(TABLES[table][f]) - 16 for _, _, f, table in laws]
+    low = [reader.equal(b) if b else 0 for b, *_ in laws]
+    k = []
+    for (b, base, _, _), offset, rest in zip(laws, r, low):
+        if abs(offset) == 16:
+            n = reader.equal(5)
+            need(n <= 20, "a value too large")
+            offset += (1 if offset > 0 else -1) * (2**n - 1 + reader.equal(n))
+        k.append((base + offset << b) + rest)
+        need(abs(k[-1]) < 2**20, "a value too large")
+    return k
+
+
+def code_length(k, mean, i):
+    b, base, f, table = law(mean, i)
+    r = (k >> b) - base
+    escape = 5 + (abs(r) - 15).bit_length() - 1 if abs(r) >= 16 else 0
+    return 16 - math.log2(TABLES[table][f][max(-16, min(16, r)) + 16]) + b + escape
+
+
+KNIGHT = [(1, 2), (1, -2), (-1, 2), (-1, -2), (2, 1), (2, -1), (-2, 1), (-2, -1)]
+NEIGHBOURS = {
+    1: [(1, 1), (1, -1), (-1, 1), (-1, -1)] + [(1, 3), (1, -3), (-1, 3), (-1, -3), (3, 1), (3, -1), (-3, 1), (-3, -1)],
+    2: [(0, 1), (0, -1), (1, 0), (-1, 0)] + KNIGHT,
+    3: [(0, 1), (0, -1), (1, 0), (-1, 0)] + [(1, 1), (1, -1), (-1, 1), (-1, -1)] + KNIGHT[:4],
+}
+
+
+def batches(h, w, coarsest, largest):
+    """(kind, s, positions), each position with its neighbours' indices, h w standing for what is outside."""
+    yield 0, coarsest, [(y * w + x, []) for y in range(0, h, coarsest) for x in range(0, w, coarsest)]
+    s = coarsest // 2
+    while s:
+        for kind, top, left in ((1, s, s), (2, 0, s), (3, s, 0)):
+            found = [(y, x) for y in range(top, h, 2 * s) for x in range(left, w, 2 * s)]
+            found = [(y * w + x, [outside(y, x, s * dy, s * dx, h, w) for dy, dx in NEIGHBOURS[kind]]) for y, x in found]
+            parts = max(1, len(found) // largest) if largest else 1
+            sizes = [len(found) // parts + (part < len(found) % parts) for part in range(parts)]
+            for size in sizes if found else []:
+                yield kind, s, found[:size]
+                found = found[size:]
+        s //= 2
+
+
+def outside(y, x, dy, dx, h, w):
+    row = y + dy if 0 <= y + dy < h else y - dy
+    column = x + dx if 0 <= x + dx < w else x - dx
+    return row * w + column if 0 <= row < h and 0 <= column < w else h * w
+
+
+def limited(x, limit):
+    return max(-limit, min(limit, x))
+
+
+def around(v, kind, neighbours, unit):
+    """(centre, spread, v of the neighbours less the centre)."""
+    if kind == 0:
+        return 0, unit + 65, []
+    known = [v[i] for i in neighbours]
+    centre = sum(known[:4]) + 2 >> 2
+    difference = [value - centre for value in known]
+    return centre, (sum(map(abs, difference[:4])) + (sum(map(abs, difference[4:])) >> 1) >> 3) + 65, difference
+
+
+class Fit:
+    def __init__(self, ridge):
+        self.ridge, self.seen, self.weights = ridge, [], None
+
+    def predict(self, features, first):
+        if not self.seen:
+            return first
+        if self.weights is None:
+            self.solve(len(features))
+        return sum(a * b for a, b in zip(self.weights, features)) >> 12
+
+    def add(self, rows):
+        self.seen, self.weights = self.seen + rows, None
+
+    def solve(self, n):
+        matrix = [[sum(f[i] * f[j] for f, _ in self.seen) + self.ridge * (i == j) for j in range(n)] for i in range(n)]
+        rows = [[*row, sum(f[i] * target for f, target in self.seen)] for i, row in enumerate(matrix)]
+        for i in range(n):
+            for row in rows[i + 1 :]:
+                factor = (row[i] << 24) // max(1, rows[i][i])
+                for j in range(i + 1, n + 1):
+                    row[j] -= factor * rows[i][j] >> 24
+        self.weights = [0] * n
+        for i in reversed(range(n)):
+            rest = (rows[i][n] << 12) - sum(rows[i][j] * self.weights[j] for j in range(i + 1, n))
+            self.weights[i] = limited(rest // max(1, rows[i][i]), 2**20)
+
+
+def adaptive(reader, h, w, units, u):
+    thresholds = [round(2 ** (a / 2)) for a in range(2, 34)]
+    channels = sorted((c for c in range(len(units)) if units[c]), key=lambda c: (-units[c], c))
+    v, e = ([[0] * (h * w + 1) for _ in units] for _ in range(2))
+    fits = {(kind, c): (Fit(2**20), Fit(2**16)) for kind in range(4) for c in channels}
+    costs = {c: [[64 * abs(i - (2 * size - 15)) for i in range(48)] for size in range(33)] for c in channels}
+    for kind, _, positions in batches(h, w, 16, 256):
+        d, g = [[] for _ in positions], [[] for _ in positions]  # of the earlier channels
+        for c in channels:
+            rows, means, indices = [], [], []
+            for n, (position, neighbours) in enumerate(positions):
+                centre, spread, difference = around(v[c], kind, neighbours, units[c])
+                relative = lambda x, spread=spread: limited(x * 64 // spread, 1023)  # noqa: E731
+                features = [*map(relative, difference), *d[n], 0]
+                near, far = sum(e[c][i] for i in neighbours[:4]) >> 2, sum(e[c][i] for i in neighbours[4:]) >> 3
+                others = [*([relative(near), relative(far)] if kind else []), *g[n], 64]
+                mean_fit, error_fit = fits[kind, c]
+                mean = centre + (limited(mean_fit.predict(features, 0), 8184) * spread >> 6)
+                error = max(1, max(4, min(1023, error_fit.predict(others, 48))) * spread >> 6)
+                size = sum(threshold <= error for threshold in thresholds)
+                index = min(range(48), key=lambda i: (costs[c][size][i], i))
+                means.append(mean + u[c][position])
+                indices.append(index)
+                rows.append((features, others, centre, mean, size, relative))
+            learnt, totals = ([], []), [[0] * 48 for _ in range(33)]
+            for n, (k, mean) in enumerate(zip(values(reader, means, indices), means)):
+                position, (features, others, centre, expected, size, relative) = positions[n][0], rows[n]
+                value = 512 * k - u[c][position]
+                v[c][position], e[c][position] = value, abs(value - expected)
+                d[n].append(relative(value - centre))
+                g[n].append(relative(e[c][position]))
+                learnt[0].append((features, d[n][-1]))
+                learnt[1].append((others, g[n][-1]))
+                for i in range(48):
+                    totals[size][i] += round(64 * code_length(k, mean, i))
+            for fit, seen in zip(fits[kind, c], learnt):
+                fit.add(seen)
+            for size in range(33):
+                for i in range(48):
+                    beside = (totals[size - 1][i] if size else 0) + (totals[size + 1][i] if size < 32 else 0)
+                    costs[c][size][i] += 3 * totals[size][i] + beside
+    return [row[:-1] for row in v]
+
+
+def safetensors(data):
+    """Name -> (shape, numbers) of a file of float16 or float32 tensors."""
+    (length,) = struct.unpack_from("<Q", data)
+    header, found = json.loads(data[8 : 8 + length]), {}
+    for name, facts in header.items():
+        if name != "__metadata__":
+            start, end = (8 + length + offset for offset in facts["data_offsets"])
+            kind, size = {"F16": ("e", 2), "F32": ("f", 4)}[facts["dtype"]]
+            found[name] = facts["shape"], struct.unpack(f"<{(end - start) // size}{kind}", data[start:end])
+    return found
+
+
+class Layer:
+    """floor((W x + 64 b) / 64 + 1/2) within +-127, of each group."""
+
+    def __init__(self, tensors, name):
+        whole = lambda numbers: [max(-127, min(127, math.floor(64 * x + 0.5))) for x in numbers]  # noqa: E731
+        (groups, out, into), weight = tensors[name + ".weight"][0], whole(tensors[name + ".weight"][1])
+        bias = whole(tensors[name + ".bias"][1])
+        rows = [weight[i * into : (i + 1) * into] for i in range(groups * out)]
+        self.rows = [rows[g * out : (g + 1) * out] for g in range(groups)]
+        self.bias = [bias[g * out : (g + 1) * out] for g in range(groups)]
+
+    def __call__(self, x, group=0, positive=True):
+        sums = [sum(a * b for a, b in zip(row, x)) + 64 * bias for row, bias in zip(self.rows[group], self.bias[group])]
+        return [limited(max(0, y) if positive else y, 127) for y in (total + 32 >> 6 for total in sums)]
+
+
+def learned(reader, h, w, units, u, tensors, dithered):
+    levels = [round(2 ** (q / 8)) for q in range(8, 161)]
+    level = lambda x: sum(threshold <= x for threshold in levels) - 65  # noqa: E731
+    channels = sorted((c for c in range(len(units)) if units[c]), key=lambda c: (-units[c], c))
+    h_s = [Layer(tensors, f"h_s.{i}") for i in range(2)]
+    trunks = [[Layer(tensors, f"trunk.{kind}.{i}") for i in range(2)] for kind in range(4)]
+    heads = [[Layer(tensors, f"heads.{kind}.{i}") for i in range(2)] for kind in range(4)]
+
+    rows, columns = -(-h // 8), -(-w // 8)
+    z_index = [max(-127, min(127, math.floor(64 * x + 0.5))) for x in tensors["z_index"][1]]
+    z = [values(reader, [0] * (rows * columns), [max(0, min(60, i))] * (rows * columns)) for i in z_index]
+    at = lambda plane, y, x: plane[y * columns + x] if 0 <= y < rows and 0 <= x < columns else 0  # noqa: E731
+    features = []
+    for y in range(rows):
+        for x in range(columns):
+            patch = [8 * at(plane, y + dy, x + dx) for plane in z for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+            features.append(h_s[1](h_s[0](patch)))
+
+    v = [[0] * (h * w + 1) for _ in units]
+    for kind, s, positions in batches(h, w, 8, 0):
+        places = [[around(v[c], kind, neighbours, units[c]) for c in range(len(units))] for _, neighbours in positions]
+        trunk = []
+        for (position, _), place in zip(positions, places):
+            inputs = [limited(x * 32 // spread, 127) for _, spread, difference in place for x in difference or [0] * 12]
+            inputs += [level(spread) for _, spread, _ in place] + [level(unit) for unit in units]
+            inputs += features[position // w // 8 * columns + position % w // 8]
+            inputs += [64 * (s == flag) for flag in (1, 2, 4, 8)] + [64 * bool(dithered)]
+            trunk.append(trunks[kind][1](trunks[kind][0](inputs)))
+        earlier = [[0] * len(units) for _ in positions]
+        for c in channels:
+            means, indices = [], []
+            for n, (position, _) in enumerate(positions):
+                centre, spread, _ = places[n][c]
+                hidden = heads[kind][0](trunk[n] + earlier[n] + [abs(x) for x in earlier[n]], c)
+                shift, scale = heads[kind][1](hidden, c, positive=False)
+                means.append(centre + shift * spread // 64 + u[c][position])
+                indices.append(math.floor(max(0, min(60, (4 * level(spread) + scale) / 8 + 18)) + 0.5))
+            for n, k in enumerate(values(reader, means, indices)):
+                position, (centre, spread, _) = positions[n][0], places[n][c]
+                v[c][position] = 512 * k - u[c][position]
+                earlier[n][c] = limited((v[c][position] - centre) * 32 // spread, 127)
+    return [row[:-1] for row in v]

@@ -1,0 +1,61 @@
+"""Files made once decode for good: to the same symbols, and to the same pictures within what `golden.json` permits."""
+
+import functools
+import json
+from pathlib import Path
+
+import minimal_reader
+import numpy as np
+import pytest
+from golden import make
+from PIL import Image
+
+from diffusers_compress import bitstream
+
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))
+CASES = GOLDEN["cases"]
+pipeline = functools.cache(make.pipeline)
+
+
+def test_the_files_are_those_of_this_version_of_the_format():
+    assert GOLDEN["version"] == bitstream.VERSION
+    assert (
+        CASES.keys()
+        == make.CASES.keys()
+        == {path.stem for path in FOLDER.glob("*.dfc")}
+        == {path.stem for path in FOLDER.glob("*.png")}
+    )
+    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 500_000
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_file(name):
+    case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
+    pipe = pipeline(case["codec"], case["model"])
+    assert make.symbols(pipe, data) == case["symbols"]
+    expected = np.asarray(Image.open(FOLDER / f"{name}.png"), dtype=float)
+    difference = make.decoded(pipe, data, case["decompress"]) - expected
+    assert np.sqrt(np.mean(difference**2)) <= case["rms"] and np.abs(difference).max() <= case["peak"]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "diffc"])
+def test_a_reader_made_from_the_format_description_alone(name):
+    case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
+    facts = minimal_reader.diffc(data)
+    assert facts["messages"] == case["symbols"]["messages"] and facts["budgets"] == case["symbols"]["budgets"]
+    ratios = minimal_reader.ratios(rescaled=case["model"] == "embedded")
+    assert minimal_reader.timesteps(facts["strides"], ratios) == case["symbols"]["timesteps"]
+    assert (facts["check"] is not None) == name.endswith("check")
+    assert (
+        facts["complete"] != name.endswith("cut") and facts["fingerprint"] == pipeline("diffc", case["model"]).fingerprint().hex()
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "relic"])
+def test_it_reads_all_symbols_of_relic(name):
+    case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
+    pipe = pipeline("relic", case["model"])
+    trained = {key: (list(tensor.shape), tensor.flatten().tolist()) for key, tensor in pipe.hyperprior.state_dict().items()}
+    facts = minimal_reader.relic(data, std=pipe.statistics()["std"], hyperprior=trained)
+    assert facts["v"] == case["symbols"]["v"] and facts["timestep"] == case["symbols"]["timestep"]
