@@ -184,6 +184,31 @@ def counted(part, count, seed=0):
     return {"part": part, "outcomes": outcomes, "crashes": crashes, "slowest": slowest, "before": before, "after": peak()}
 
 
+def large_rows(size=1_000_000):
+    """For each codec and channel: what a payload of so many bytes comes to, in seconds and MB beyond those before."""
+    from diffusers_compress.diffc_header import CHANNEL_NUMBERS, Parameters, number_of, rank_of
+
+    budget, rng, rows = number_of(rank_of(8 * size, 5), 5), random.Random(0), []
+    for channel, number in CHANNEL_NUMBERS.items():
+        head = size.to_bytes(3, "little") if channel == "poisson" else b""
+        payload = head + rng.randbytes(size if head else budget // 8)
+        parameters = Parameters(number, budget, budget, [128]).to_bytes()
+        rows.append(["diffc", channel, *cost("diffc", [1, 16, 16, bytes(4), parameters, payload])])
+    for codec in {path.stem.partition("-")[0] for path in GOLDEN.glob("*.dfc")} - {"diffc"}:
+        fields = parts(files(codec)[0])
+        rows.append([codec, "", *cost(codec, [fields[0], 16, 16, bytes(4), fields[4], rng.randbytes(size)])])
+    return sorted(rows)
+
+
+def cost(codec, fields):
+    """[outcome, seconds, MB] of a sealed file."""
+    decode, data = decoder(codec), seal(*fields)
+    outcome(decode, files(codec)[0])
+    before, start = peak(), time.perf_counter()
+    found = outcome(decode, data)
+    return [found, f"{time.perf_counter() - start:.1f}", f"{peak() - before:.0f}"]
+
+
 def peak():
     """MB that this process has had at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -306,10 +331,11 @@ def versions():
     return ", ".join(f"{name} {version(name)}" for name in names)
 
 
-def page(results, drifts, bound, checks, text):
+def page(results, large, drifts, bound, checks, text):
     """ROBUSTNESS.md: the measured tables in place of the marks in its template."""
     tables = {
         "OUTCOMES": outcome_table(results),
+        "LARGE": table(["codec", "channel", "outcome", "seconds", "MB more"], large),
         "DRIFT": table(["codec", "decoded in", "latent, rms", "check says", "picture, dB", "PSNR lost, dB"], drifts),
         "CHECK": table(["drift, rms", "estimate, median", "warned"], checks),
         "VERSIONS": versions(),
@@ -329,14 +355,14 @@ def main():
     parser.add_argument("--count", type=int, default=100)
     args = parser.parse_args()
     if args.part:
-        print(json.dumps(counted(args.part, args.count)))
+        print(json.dumps(large_rows() if args.part == "large" else counted(args.part, args.count)))
         return
     codecs = [name.lower() for name in bitstream.CODECS.values()]
     results = [alone("container", args.container), *(alone(codec, args.decode) for codec in codecs)]
     for each in results:
         print(json.dumps(each), file=sys.stderr)
     template = (Path(__file__).parent / "robustness.md").read_text(encoding="utf-8")
-    args.out.write_text(page(results, *drift_rows(), check_rows(), template), encoding="utf-8")
+    args.out.write_text(page(results, alone("large", 0), *drift_rows(), check_rows(), template), encoding="utf-8")
 
 
 if __name__ == "__main__":

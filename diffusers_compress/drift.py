@@ -6,6 +6,7 @@ directions that both ends share and sends in which cell, modulo CELLS, each proj
 by about d (Johnson & Lindenstrauss 1984).
 """
 
+import functools
 import math
 import warnings
 
@@ -21,8 +22,13 @@ BOUND = 1 / 16  # where `warn` speaks; ROBUSTNESS.md has how often it errs
 def projections(x_t: Tensor) -> Tensor:
     """x_t of n elements -> [PROJECTIONS] float64: its inner products with random signs, over sqrt(n)."""
     x = x_t.detach().cpu().double().flatten()
-    signs = [common_randomness.signs(len(x), k, stream=common_randomness.CHECK) for k in range(PROJECTIONS)]
-    return torch.stack(signs).double() @ x / math.sqrt(len(x))
+    return directions(len(x)) @ x / math.sqrt(len(x))
+
+
+@functools.lru_cache(4)
+def directions(n: int) -> Tensor:
+    """Random signs [PROJECTIONS, n] float64."""
+    return torch.stack([common_randomness.signs(n, k, stream=common_randomness.CHECK) for k in range(PROJECTIONS)]).double()
 
 
 def check_of(x_t: Tensor) -> int:
