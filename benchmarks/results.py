@@ -72,7 +72,7 @@ PEERS = [
 def own_codecs():
     """Our pipelines, as far as they exist, and DiffC's preview."""
     names = [name for name, (module, *_) in PIPELINES.items() if find_spec(f"diffusers_compress.pipelines.{module}")]
-    return [parse_codec(name, embedded_model()) for name in [*names, "diffc:decode.reconstruction=denoised"]]
+    return [parse_codec(name, embedded_model(name)) for name in [*names, "diffc:decode.reconstruction=denoised"]]
 
 
 def measure(folder, out, args):

@@ -9,8 +9,10 @@ __version__ = "0.1.0"
 _DEFINED_IN = {
     "DiffCPipeline": "pipelines.diffc",
     "RelicPipeline": "pipelines.relic",
+    "PerCoPipeline": "pipelines.perco",
     "VarianceHead": "variance_head",
     "HyperPrior": "hyperprior",
+    "HyperEncoder": "vq",
     "ParameterNetwork": "hyperprior",
     "CompressOutput": "outputs",
     "DecompressOutput": "outputs",
@@ -29,9 +31,10 @@ __all__ = ["__version__", "embedded_model"]
 __all__.extend(_DEFINED_IN)
 
 
-def embedded_model() -> str:
-    """Folder of the small Stable-Diffusion model that ships with the package, for `from_pretrained`."""
-    return str(Path(__file__).parent / "embedded" / "model")
+def embedded_model(codec: str = "diffc") -> str:
+    """Folder of the small Stable-Diffusion model that ships with the package, for `from_pretrained`; for codec "perco" that of what was
+    trained over it, two presets."""
+    return str(Path(__file__).parent / "embedded" / ("perco" if codec == "perco" else "model"))
 
 
 def __getattr__(name: str):

@@ -15,8 +15,8 @@ import zlib
 from dataclasses import dataclass
 
 VERSION = 1
-DIFFC, RELIC = 1, 2
-CODECS = {DIFFC: "DiffC", RELIC: "Relic"}
+DIFFC, RELIC, PERCO = 1, 2, 3
+CODECS = {DIFFC: "DiffC", RELIC: "Relic", PERCO: "PerCo"}
 FINGERPRINT_BYTES = 4
 CHECKSUM_BYTES = 4
 VARINT_BYTES = 5

@@ -40,7 +40,7 @@ from diffusers_compress.bitstream import CODECS, DEFAULT_LIMITS, Header, Limits,
 
 DEMO_BPP = 0.05
 SOME_FAILED = 3  # exit status of a batch that was coded but for some pictures
-PIPELINES = {"diffc": "DiffCPipeline", "relic": "RelicPipeline"}
+PIPELINES = {"diffc": "DiffCPipeline", "relic": "RelicPipeline", "perco": "PerCoPipeline"}
 
 DASH = Path("-")  # stdin or stdout
 
@@ -71,7 +71,7 @@ Reconstruction = Annotated[Literal["flow", "ancestral", "denoised"], typer.Optio
 Preview = Annotated[bool, typer.Option("--preview", help="One network call (diffc: --reconstruction denoised), or none (relic).")]
 Realism = Annotated[float, typer.Option(help="relic: 1 for the denoised picture, 0 for the preview, or a blend.")]
 Steps = Annotated[int | None, typer.Option(help="Network calls that finish the picture.")]
-Guidance = Annotated[float, typer.Option(help="Above 1: guidance towards the prompt in the file.")]
+Guidance = Annotated[float | None, typer.Option(help="Above 1: guidance towards the prompt in the file. Default: 1, perco 3.")]
 Seed = Annotated[int | None, typer.Option(help="For --reconstruction ancestral: the same seed gives the same picture.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Decode although the file was made with another model.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="That a file may claim; more only if you trust it.")]
@@ -86,7 +86,15 @@ Inputs = Annotated[
 ]
 Tree = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the same tree.", file_okay=False, show_default=False)]
 Decode = Annotated[bool, typer.Option("--decode", help="The other way: .dfc files to PNG pictures.")]
-CodecName = Annotated[Literal["diffc", "relic"], typer.Option(help="Which codec.")]
+CodecName = Annotated[Literal["diffc", "relic", "perco"], typer.Option(help="Which codec.")]
+Preset = Annotated[
+    str | None, typer.Option(help="perco: which of a model's grids, such as 0.0019. Default: by --bpp, or the smallest.")
+]
+Captioner = Annotated[
+    str | None,
+    typer.Option(help="perco: model that makes the prompt, such as Salesforce/blip2-opt-2.7b-coco or open_clip:MODEL/WEIGHTS."),
+]
+NoiseSeed = Annotated[int, typer.Option("--seed", help="perco: of the noise that a decoder starts from; stored in the file.")]
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="NAME=VALUE, an argument of the codec's compress or decompress. Repeatable.")
 ]
@@ -96,7 +104,7 @@ Report = Annotated[Path, typer.Option("--out", help="Folder of the report. A run
 Codecs = Annotated[
     str,
     typer.Option(
-        help="Commas between. diffc and relic with :encode.NAME=VALUE:decode.NAME=VALUE; jpeg, webp, avif, jxl, jpeg2000."
+        help="Commas between. diffc, relic and perco with :encode.NAME=VALUE:decode.NAME=VALUE; jpeg, webp, avif, jxl, jpeg2000."
     ),
 ]
 Rates = Annotated[str, typer.Option(help="Bits per pixel not to exceed, commas between.")]
@@ -125,17 +133,22 @@ def encode_command(
     prompt: Prompt = "",
     channel: Channel = "trellis",
     codec: CodecName = "diffc",
+    preset: Preset = None,
+    captioner: Captioner = None,
+    seed: NoiseSeed = 0,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = "float32",
     force: Force = False,
 ):
-    """Compress a picture. Give exactly one of --bpp, --max-bytes and --quality."""
-    rate = chosen_rate(bpp, max_bytes, quality)
+    """Compress a picture. Give exactly one of --bpp, --max-bytes and --quality; for perco none is needed."""
+    rate = chosen_rate(bpp, max_bytes, quality, codec)
     check_target(target, source, force)
     image = open_picture(source)
-    pipe = load(model, device, dtype, codec)
-    options = {"prompt": prompt, "channel": channel} if codec == "diffc" else {"prompt": prompt}
+    pipe = load(model, device, dtype, codec, preset or bpp)
+    options = {"prompt": prompt} | ({"channel": channel} if codec == "diffc" else {})
+    if codec == "perco":
+        options |= {"seed": seed, "captioner": load_captioner(captioner, pipe.device)}
     encode(pipe, image, target, force, **options, **rate)
 
 
@@ -147,7 +160,7 @@ def decode_command(
     preview: Preview = False,
     realism: Realism = 1.0,
     steps: Steps = None,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
     seed: Seed = None,
     any_model: AnyModel = False,
     max_pixels: MaxPixels = DEFAULT_LIMITS.pixels,
@@ -162,10 +175,11 @@ def decode_command(
     data, limits = read_input(source), Limits(pixels=max_pixels)
     facts = describe(data, limits)
     codec = facts["codec"].lower()
-    pipe = load(model, device, dtype, codec)
+    pipe = load(model, device, dtype, codec, facts.get("preset"))
     options = decoding(reconstruction, preview, steps, guidance, seed)
-    if codec == "relic":
+    if codec != "diffc":
         options = {name: value for name, value in options.items() if name in ("guidance_scale", "num_inference_steps")}
+    if codec == "relic":
         options["realism"] = 0.0 if preview else realism
     seconds = decode(pipe, data, target, force, allow_other_model=any_model, limits=limits, **options)
     say(target, f"{target}: {facts['width']}x{facts['height']} pixels, {seconds:.1f} s")
@@ -200,7 +214,7 @@ def demo_command(
     reconstruction: Reconstruction = "flow",
     preview: Preview = False,
     steps: Steps = None,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = None,
     seed: Seed = None,
     model: Model = None,
     device: Device = None,
@@ -237,6 +251,7 @@ def batch_command(
     quality: Quality = None,
     option: Options = None,
     batch_size: BatchSize = 8,
+    preset: Preset = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -246,8 +261,9 @@ def batch_command(
 
     `accelerate launch -m diffusers_compress.cli batch ...` shares the work among GPUs and machines.
     """
-    options = dict(map(named_value, option or [])) | ({} if decode else chosen_rate(bpp, max_bytes, quality))
+    options = dict(map(named_value, option or [])) | ({} if decode else chosen_rate(bpp, max_bytes, quality, codec))
     settings = {"input": source, "decode": decode, "codec": codec, "model": model, "dtype": dtype, "batch_size": batch_size}
+    settings |= {"preset": preset} if preset else {}
 
     import torch
     from accelerate import PartialState
@@ -256,7 +272,7 @@ def batch_command(
 
     # Processes wait for the slowest of them at the end, however long it takes.
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=365))
-    pipe = load(model, device or str(state.device), dtype, codec)
+    pipe = load(model, device or str(state.device), dtype, codec, preset or bpp)
     pipe.set_progress_bar_config(disable=True)
     direction = (batch.decoder if decode else batch.encoder)(pipe, batch_size, **options)
     share = f"process 1 of {state.num_processes}" if state.num_processes > 1 else "coding"
@@ -294,8 +310,11 @@ def eval_command(
     quieten_libraries()
     names = [*PICTURE_METRICS, *SET_METRICS] if metrics == "all" else metrics.split(",") if metrics else list(WITHOUT_WEIGHTS)
     models = {model_source(name): Path(name).name if Path(name).exists() else name for name in model or []}
-    models = models or {embedded_model(): ""}
-    codecs = [evaluation.parse_codec(text, *known) for text in codec.split(",") for known in models.items()]
+    codecs = [
+        evaluation.parse_codec(text, *known)
+        for text in codec.split(",")
+        for known in (models or {embedded_model(text.partition(":")[0]): ""}).items()
+    ]
     codecs = list(dict.fromkeys(codecs))  # a baseline has no model
     if anchor and anchor not in [known.label for known in codecs]:
         raise ValueError(f"--anchor is {anchor!r}, permitted are {', '.join(known.label for known in codecs)}")
@@ -394,7 +413,9 @@ def find_model(header: Header, folders: list[Path]):
 
 
 def model_indices(folder: Path) -> list[Path]:
-    return sorted(Path(path, "model_index.json") for path, _, names in os.walk(folder) if "model_index.json" in names)
+    """Of pipelines, and of PerCo's adapters."""
+    indices = {"model_index.json", "adapter.json"}
+    return sorted(Path(path, name) for path, _, names in os.walk(folder) for name in indices.intersection(names))
 
 
 def model_identity(folder: Path, header: Header) -> str:
@@ -441,9 +462,11 @@ def report(output: Path, rows: Iterable[dict], seconds: float) -> int:
     return failed
 
 
-def decoding(reconstruction: str, preview: bool, steps: int | None, guidance: float, seed: int | None) -> dict:
+def decoding(reconstruction: str, preview: bool, steps: int | None, guidance: float | None, seed: int | None) -> dict:
     """The options of `decompress` that the command line's options stand for."""
-    options = {"reconstruction": "denoised" if preview else reconstruction, "guidance_scale": guidance}
+    options = {"reconstruction": "denoised" if preview else reconstruction}
+    if guidance is not None:
+        options["guidance_scale"] = guidance
     if steps is not None:
         options["num_inference_steps"] = steps
     if seed is not None:
@@ -453,11 +476,25 @@ def decoding(reconstruction: str, preview: bool, steps: int | None, guidance: fl
     return options
 
 
-def chosen_rate(bpp: float | None, max_bytes: int | None, quality: float | None) -> dict:
-    """The one rate argument of `compress` that was given; ValueError if it is not one."""
+def load_captioner(name: str | None, device):
+    """What makes captions, if asked for."""
+    if name is None:
+        return None
+    from diffusers_compress import captions
+
+    with phase("loading the captioner"):
+        return captions.load_captioner(name, str(device))
+
+
+def chosen_rate(bpp: float | None, max_bytes: int | None, quality: float | None, codec: str = "diffc") -> dict:
+    """The one rate argument of `compress` that was given; ValueError if it is not one. PerCo's model decides the rate, so that it
+    takes at most one, and no quality."""
     rates = {"--bpp": ("target_bpp", bpp), "--max-bytes": ("max_bytes", max_bytes), "--quality": ("quality", quality)}
     given = {option: rate for option, rate in rates.items() if rate[1] is not None}
-    if len(given) != 1:
+    if codec == "perco":
+        if len(given) > 1 or quality is not None:
+            raise ValueError(f"perco takes --bpp or --max-bytes, or neither; given: {', '.join(given)}")
+    elif len(given) != 1:
         raise ValueError(f"give exactly one of {', '.join(rates)}; given: {', '.join(given) or 'none'}")
     return dict(given.values())
 
@@ -473,9 +510,10 @@ def named_value(text: str) -> tuple[str, object]:
         return name, value
 
 
-def load(model: str | None, device: str | None, dtype: str, codec: str = "diffc"):
-    """The pipeline of a folder or a Hub id, on its device."""
-    model = model_source(model)
+def load(model: str | None, device: str | None, dtype: str, codec: str = "diffc", preset: str | float | None = None):
+    """The pipeline of a folder or a Hub id, on its device. `preset`: of PerCo, see its `from_pretrained`."""
+    model = model_source(model, codec)
+    options = {"preset": preset} if codec == "perco" else {}
     with phase("loading the model"):
         import torch
 
@@ -485,14 +523,18 @@ def load(model: str | None, device: str | None, dtype: str, codec: str = "diffc"
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: there is no CUDA device here")
-        return getattr(diffusers_compress, PIPELINES[codec]).from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+        return (
+            getattr(diffusers_compress, PIPELINES[codec])
+            .from_pretrained(model, dtype=getattr(torch, dtype), **options)
+            .to(device)
+        )
 
 
-def model_source(model: str | None) -> str:
+def model_source(model: str | None, codec: str = "diffc") -> str:
     """What `from_pretrained` is to load: a folder that holds a model, or what looks like a Hub id."""
-    model = model or embedded_model()
+    model = model or embedded_model(codec)
     if Path(model).exists():
-        if not Path(model, "model_index.json").is_file():
+        if not any(Path(model).glob(index) for index in ("model_index.json", "adapter.json", "*/adapter.json")):
             raise FileNotFoundError(f"{model}: no model here (a model folder holds model_index.json)")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise FileNotFoundError(f"{model}: no such model folder")

@@ -33,7 +33,11 @@ from PIL import Image
 from diffusers_compress import bitstream, images, metrics
 
 # Our codecs: name -> file in pipelines, class, suffix of its files.
-PIPELINES = {"diffc": ("diffc", "DiffCPipeline", ".dfc"), "relic": ("relic", "RelicPipeline", ".dfc")}
+PIPELINES = {
+    "diffc": ("diffc", "DiffCPipeline", ".dfc"),
+    "relic": ("relic", "RelicPipeline", ".dfc"),
+    "perco": ("perco", "PerCoPipeline", ".dfc"),
+}
 LIBRARIES = """diffusers_compress torch torchvision diffusers transformers constriction numpy Pillow imagecodecs torchmetrics
 torch-fidelity open_clip_torch bjontegaard""".split()
 NO_PART_OF_IT = {"cli.py", "report.py", "batch.py", "hub.py", "training.py", "calibration.py"}  # of what decides a row
@@ -173,11 +177,12 @@ def plain_value(text: str):
 
 
 @cache
-def load_pipeline(name: str, model: str, device: str, dtype: str):
-    """One of our pipelines on its device, silent, once a process."""
+def load_pipeline(name: str, model: str, device: str, dtype: str, target_bpp: float | None = None):
+    """One of our pipelines on its device, silent, once a process. `target_bpp`: for PerCo, whose rate is the model's."""
     module, class_name, _ = PIPELINES[name]
     pipeline = getattr(import_module(f"diffusers_compress.pipelines.{module}"), class_name)
-    pipe = pipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
+    options = {"preset": target_bpp} if name == "perco" else {}
+    pipe = pipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -329,7 +334,7 @@ def encode(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
         clock["seconds"] = seconds
         facts = {}
     else:
-        pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype)
+        pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp if codec.name == "perco" else None)
         with stopwatch(pipe) as clock:
             data = pipe.compress(image, target_bpp=task.target_bpp, **dict(codec.encode_options)).bitstreams[0]
         facts = {"fingerprint": pipe.fingerprint().hex(), "header_bytes": bitstream.read_header(data)[1]}
@@ -347,7 +352,7 @@ def measure(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
         with stopwatch() as clock:
             decoded = BASELINES[codec.name].decode(data)
     else:
-        pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype)
+        pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp if codec.name == "perco" else None)
         with stopwatch(pipe) as clock:
             decoded = pipe.decompress(data, **dict(codec.decode_options)).images[0]
     target = task.path("decoded", codec.label, ".png")

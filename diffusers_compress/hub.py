@@ -37,8 +37,9 @@ def known_index(config: dict, known: set[str]) -> dict:
     """A model_index.json as the pipeline class with these arguments reads it: undoes `tidy_index` and `write_loaders`, and leaves out
     components that it does not know, with their weights."""
     config = dict(config)
-    if "_calibration" in config:
-        config["calibration"] = config.pop("_calibration")
+    calibration = config.pop("_calibration", None)
+    if calibration is not None and "calibration" in known:
+        config["calibration"] = calibration
     if isinstance(config.get("_class_name"), list):
         config["_class_name"] = config["_class_name"][-1]
     for name, value in list(config.items()):

@@ -472,7 +472,7 @@ def run(*arguments):
     return cli.main(["batch", *map(str, arguments), "--device", "cpu"])
 
 
-@pytest.mark.parametrize("codec", cli.PIPELINES)
+@pytest.mark.parametrize("codec", ["diffc", "relic"])
 def test_the_command_is_the_pipelines_compress_and_decompress(photos, tiny_sd_folder, tmp_path, capsys, codec):
     model = ["--model", tiny_sd_folder, "--codec", codec]
     assert run(photos, tmp_path / "coded", "--max-bytes", 120, *model) == 0

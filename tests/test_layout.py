@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from lower layers only; a new module takes its place here.
 LAYERS = [
     {"_diffusers", "bitstream", "common_randomness", "fingerprint", "images", "metrics", "outputs", "reference", "schedule"},
-    {"batch", "diffc_header", "diffusion", "drift", "entropy", "families", "hub", "logistic", "report"},
-    {"calibration", "channels", "context_model", "latent_codec", "relic_header", "variance_head"},
-    {"hyperprior"},
+    {"adapter", "batch", "diffc_header", "diffusion", "drift", "entropy", "families", "hub", "logistic", "perco_header", "report"},
+    {"calibration", "captions", "channels", "context_model", "grid_model", "latent_codec", "relic_header", "variance_head"},
+    {"hyperprior", "vq"},
     {"pipelines"},
     {"evaluation"},
     {"cli"},

@@ -1,0 +1,360 @@
+"""PerCo: a caption and a vector-quantized sketch of the latent; a diffusion model that was trained for both paints the picture.
+
+Careil et al., Towards image compression with perfect realism at ultra-low bitrates (ICLR 2024):
+
+    picture --VAE--> x_0 --hyper-encoder, nearest codes--> grid of indices --(bits)--> grid --codebook--> z_hat
+        noise --(network sees [x_t, z_hat] and the caption at each step)--> x_0 --VAE--> picture
+
+The file is small whatever the picture: the grid has so many cells per pixel, and nothing that is read depends on a network's output.
+"""
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffusers_compress import adapter, bitstream, captions, common_randomness, diffusion, families, grid_model, images
+from diffusers_compress.bitstream import PERCO, BitReader, BitWriter, Corrupt, Header, WrongModel
+from diffusers_compress.entropy import Decoder, Encoder
+from diffusers_compress.latent_codec import LatentCodecMixin, check_output, groups_of
+from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
+from diffusers_compress.perco_header import BYTES, MAX_SEED, NO_CAPTION, WORDS, Parameters
+from diffusers_compress.vq import HyperEncoder
+
+UNTRAINED = (
+    "this folder has no hyper-encoder, or a UNet that does not see its features: PerCo needs a model that was trained for it. "
+    "examples/train_perco.py trains one over any Stable-Diffusion folder, examples/convert_perco.py takes over the published PerCo (SD) "
+    'weights, and diffusers_compress.embedded_model("perco") is a small one'
+)
+CAPTIONS = {NO_CAPTION: "none", WORDS: "in words of the model's tokenizer", BYTES: "in letters"}
+
+# ------------------------------------------------------------------------------------------------------------ a file as a whole
+
+
+def pack_payload(grid, codebook, modelled, encode_caption):
+    """Payload of a grid [a, b] of indices and a caption."""
+    encoder, plain = Encoder(), b""
+    encode_caption(encoder)
+    if modelled:
+        grid_model.encode(encoder, grid, codebook)
+    else:
+        writer = BitWriter()
+        for index in grid.flatten().tolist():
+            writer.write(index, bits_of(codebook.size))
+        plain = writer.to_bytes(pad=0)
+    return plain + encoder.getvalue()
+
+
+def unpack_payload(payload, parameters, shape, codebook, decode_caption):
+    """(grid [a, b], caption). Corrupt for what no encoder writes."""
+    if parameters.modelled:
+        decoder = Decoder(payload)
+        caption = decode_caption(decoder)
+        return grid_model.decode(decoder, shape, codebook), caption
+    size = -(-shape[0] * shape[1] * parameters.bits // 8)
+    reader = BitReader(payload[:size])
+    grid = torch.tensor([reader.read(parameters.bits) for _ in range(shape[0] * shape[1])]).reshape(shape).numpy()
+    if grid.max() >= codebook.size:
+        raise Corrupt(f"the file holds index {grid.max()}, the codebook has {codebook.size}")
+    return grid, decode_caption(Decoder(payload[size:]))
+
+
+def bits_of(size):
+    """Of an index in a codebook of this size."""
+    return (size - 1).bit_length()
+
+
+def read_file(data, limits=bitstream.DEFAULT_LIMITS):
+    """Parse a PerCo file up to its symbols: (header, parameters, payload)."""
+    header, offset = bitstream.read_header(data, limits)
+    bitstream.check_codec(header, PERCO)
+    parameters = Parameters.from_bytes(header.parameters)
+    return header, parameters, bitstream.read_payload(data, offset)[0]
+
+
+def describe(data, limits=bitstream.DEFAULT_LIMITS):
+    """The facts of a PerCo file as plain values, without a model."""
+    header, parameters, payload = read_file(data, limits)
+    return {
+        "codec": "PerCo",
+        "width": header.width,
+        "height": header.height,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / (header.width * header.height),
+        "model": header.fingerprint.hex(),
+        "preset": parameters.preset,
+        "stride": parameters.stride,
+        "index_bits": parameters.bits,
+        "indices": "under a law" if parameters.modelled else "as they are",
+        "caption": CAPTIONS[parameters.caption],
+        "seed": parameters.seed,
+        "payload": len(payload),
+        "complete": True,  # a file that was cut short cannot be read
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- the pipeline
+
+
+class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
+    """Image codec from a Stable-Diffusion model that was trained to paint pictures from a sketch of a few bytes and a caption.
+
+    `from_pretrained` takes a folder or Hub id that one of these pipelines was saved to, or an adapter as `examples/train_perco.py` writes
+    it, which names its base. `compress` gives whole files as bytes, `decompress` gives pictures, calling the pipeline does both.
+
+    Args:
+        vae, text_encoder, tokenizer, scheduler: as in `StableDiffusionPipeline`. The scheduler gives the noise levels; its sampler,
+            which must be one for the probability-flow ODE, paints the picture in `decompress`.
+        unet: sees the noisy latent and the hyper-encoder's features, in that order of channels.
+        hyper_encoder: makes the sketch; its codebook and grid decide the rate.
+    """
+
+    model_cpu_offload_seq = "text_encoder->hyper_encoder->unet->vae"
+    _optional_components = ["hyper_encoder"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        hyper_encoder: HyperEncoder | None = None,
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(hyper_encoder=hyper_encoder)
+        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
+
+    @classmethod
+    def from_pretrained(cls, model, preset: str | float | None = None, **options):
+        """As diffusers', and takes an adapter too.
+
+        Of a folder with adapters for several rates `preset` names one ("0.0019"), or says how many bits per pixel the grid may take.
+        ValueError for a model that was not trained for PerCo, unless `hyper_encoder` is given (None to train one).
+        """
+        folder = adapter.find(model, preset, **options)
+        if folder is not None:
+            dtype = options.get("dtype") or options.get("torch_dtype")
+            hyper_encoder = HyperEncoder.from_pretrained(folder, subfolder="hyper_encoder", torch_dtype=dtype)
+            pipe = super().from_pretrained(adapter.base_of(folder), hyper_encoder=hyper_encoder, **options)
+            adapter.apply(pipe.unet, folder)
+            return pipe
+        pipe = super().from_pretrained(model, **options)
+        if "hyper_encoder" not in options:
+            pipe.check_trained()
+        return pipe
+
+    # ------------------------------------------------------------------------------------------------------ public calls
+
+    @torch.no_grad()
+    def compress(
+        self,
+        image,
+        target_bpp: float | None = None,
+        max_bytes: int | None = None,
+        prompt: str | list[str] = "",
+        captioner=None,
+        seed: int = 0,
+        batch_size: int = 8,
+    ) -> CompressOutput:
+        """Pictures to files. The model's grid decides their size; a caption adds to it.
+
+        Args:
+            image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
+            target_bpp: bits per pixel that no file may exceed, 8 * bytes / (width * height).
+            max_bytes: size in bytes that no file may exceed. At most one of these two.
+            prompt: the caption, one for all or one for each picture; it costs nothing if empty.
+            captioner: makes the captions instead: a function from a list of PIL pictures to texts, such as `captions.load_captioner`'s.
+            seed: of the noise that a decoder starts from, 0 to 2**32 - 1; stored in the file.
+            batch_size: pictures of like size that go through the networks together at most.
+
+        Raises:
+            ValueError: for an argument out of its range, an untrained model, or a file that exceeds its permitted size.
+        """
+        pictures = images.as_list(image)
+        self.check_trained()
+        tensors, notes = zip(*map(images.to_tensor, pictures))
+        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
+        check_compress_arguments(target_bpp, max_bytes, prompts, captioner, seed, pictures)
+        if captioner is not None:
+            prompts = captioner([images.to_output(x[None])[0] for x in tensors])
+        identity = self.fingerprint()
+
+        files = [b""] * len(pictures)
+        for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
+            x_0 = self.encode_picture(torch.stack([self.pad(tensors[i]) for i in group]))
+            if not x_0.isfinite().all():
+                raise ValueError("the autoencoder's output is not finite; load it with dtype float32 or bfloat16")
+            for i, grid in zip(group, self.hyper_encoder.encode(x_0).cpu().numpy()):
+                height, width = tensors[i].shape[-2:]
+                files[i] = self.file(Header(PERCO, width, height, identity, b""), grid, prompts[i], seed)
+                limit = max_bytes or (target_bpp and width * height * target_bpp / 8)
+                if limit and len(files[i]) > limit:
+                    raise ValueError(
+                        f"a {width}x{height} picture may take {int(limit)} bytes here; with this model's grid of "
+                        f"{grid.shape[1]}x{grid.shape[0]} cells and its caption the file has {len(files[i])}"
+                    )
+        self.maybe_free_model_hooks()
+        bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
+        return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
+
+    @torch.no_grad()
+    def decompress(
+        self,
+        bitstreams: bytes | list[bytes],
+        num_images: int = 1,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        output_type: str = "pil",
+        allow_other_model: bool = False,
+        limits: bitstream.Limits = bitstream.DEFAULT_LIMITS,
+        batch_size: int = 8,
+    ) -> DecompressOutput:
+        """Files to pictures of their original sizes.
+
+        Args:
+            bitstreams: one file or a list.
+            num_images: candidates for each file: the first from the file's seed s, the others from s + 1, s + 2, ... They follow one
+                another in the output.
+            num_inference_steps: network calls; published: 20, and 5 above 0.05 bits per pixel.
+            guidance_scale: above 1, guidance towards the file's caption; the sketch stays in both branches. Published: 3.
+            output_type: "pil", "np" or "pt".
+            allow_other_model: decode although the file was made with other weights (the codebook must be the file's own).
+            limits: sizes that a file may claim.
+
+        Raises:
+            BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
+            ValueError: for an argument out of its range, or an untrained model.
+        """
+        check_output(num_inference_steps, output_type)
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, not {num_images}")
+        self.check_trained()
+        files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
+        self.check_model([header for header, *_ in files], allow_other_model)
+        shapes = [self.latent_shape(header.height, header.width) for header, *_ in files]
+        read = [self.read_payload(payload, parameters, shape, limits) for (_, parameters, payload), shape in zip(files, shapes)]
+
+        pictures = [None] * len(files) * num_images
+        for group in groups_of(batch_size, [shape for shape in shapes for _ in range(num_images)]):
+            sources = [i // num_images for i in group]
+            seeds = [(files[source][1].seed + i % num_images) & MAX_SEED for i, source in zip(group, sources)]
+            grids, texts = zip(*(read[source] for source in sources))
+            x_0 = self.paint(torch.stack(grids), texts, seeds, shapes[sources[0]], num_inference_steps, guidance_scale)
+            for i, source, picture in zip(group, sources, self.decode_latent(x_0)):
+                header = files[source][0]
+                pictures[i] = images.to_output(images.crop(picture, header.height, header.width)[None], output_type)[0]
+        self.maybe_free_model_hooks()
+        return DecompressOutput(images=pictures)
+
+    def __call__(
+        self,
+        image,
+        target_bpp: float | None = None,
+        max_bytes: int | None = None,
+        prompt: str | list[str] = "",
+        captioner=None,
+        seed: int = 0,
+        num_images: int = 1,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ):
+        """The round trip: `compress`, then `decompress` of those files; the arguments are theirs."""
+        check_output(num_inference_steps, output_type)
+        sent = self.compress(image, target_bpp, max_bytes, prompt, captioner, seed)
+        decoded = self.decompress(sent.bitstreams, num_images, num_inference_steps, guidance_scale, output_type)
+        output = RoundTripOutput(images=decoded.images, **sent)
+        return output if return_dict else output.to_tuple()
+
+    # ------------------------------------------------------------------------------------------------------------ steps
+
+    def check_trained(self):
+        """ValueError unless the UNet sees the hyper-encoder's features."""
+        channels = self.vae.config.latent_channels
+        if self.hyper_encoder is None or self.unet.config.in_channels != channels + self.hyper_encoder.config.out_channels:
+            raise ValueError(UNTRAINED)
+
+    def file(self, header, grid, caption, seed):
+        """The smallest file of a grid [a, b] and a caption."""
+        vocabulary, codebook = captions.vocabulary_of(self.tokenizer), self.hyper_encoder.law()
+        way, encode_caption = captions.choose(caption, self.tokenizer, vocabulary)
+        files = []
+        for modelled in (True, False):
+            parameters = Parameters(
+                self.hyper_encoder.config.stride, bits_of(codebook.size), modelled, way, vocabulary.identity & 0xFF, seed
+            )
+            whole = Header(header.codec, header.width, header.height, header.fingerprint, parameters.to_bytes())
+            files.append(bitstream.pack(whole, pack_payload(grid, codebook, modelled, encode_caption)))
+        return min(files, key=len)
+
+    def read_payload(self, payload, parameters, latent_shape, limits):
+        """(grid [a, b], caption) of a file. WrongModel if this model has another grid, or the caption needs another tokenizer."""
+        config, codebook = self.hyper_encoder.config, self.hyper_encoder.law()
+        if (parameters.stride, parameters.bits) != (config.stride, bits_of(codebook.size)):
+            raise WrongModel(
+                f"the file's grid has stride {parameters.stride} and indices of {parameters.bits} bits, this model's has "
+                f"{config.stride} and {bits_of(codebook.size)}; load the model that it was made with (preset {parameters.preset})"
+            )
+        vocabulary = captions.vocabulary_of(self.tokenizer)
+        if parameters.caption == WORDS and parameters.vocabulary != vocabulary.identity & 0xFF:
+            raise WrongModel("the file's caption was coded with another tokenizer; load the model that the file was made with")
+        shape = self.hyper_encoder.grid_shape(*latent_shape[1:])
+        grid, caption = unpack_payload(
+            payload,
+            parameters,
+            shape,
+            codebook,
+            lambda decoder: captions.decode(parameters.caption, decoder, vocabulary, limits),
+        )
+        return torch.from_numpy(grid), caption
+
+    def paint(self, grids, texts, seeds, shape, num_inference_steps, guidance_scale):
+        """x_0 [B, C, h, w] from grids [B, a, b], captions and seeds, in so many network calls."""
+        noise, device = self.noise_schedule(), self._execution_device
+        count, last = shape[0] * shape[1] * shape[2], noise.alpha.numel() - 1
+        x_t = torch.stack([common_randomness.normals(count, common_randomness.START, seed).reshape(shape) for seed in seeds])
+        z_hat = self.hyper_encoder.decode(grids.to(device), *shape[1:]).float()
+        told = self.encode_prompt(list(texts))["text"]
+        empty = self.encode_prompt([""] * len(texts))["text"] if guidance_scale > 1 and any(texts) else None
+        with self.progress_bar(total=num_inference_steps) as bar:
+
+            def network(x_t, timesteps, active):
+                bar.update()
+                seen = torch.cat([x_t, z_hat[active]], 1)
+                output = self.predict(seen, timesteps, {"text": told[active]})
+                if empty is None:
+                    return output
+                # Ho & Salimans 2022, classifier-free guidance; the sketch is seen in both branches
+                unguided = self.predict(seen, timesteps, {"text": empty[active]})
+                return unguided + guidance_scale * (output - unguided)
+
+            walks = [diffusion.solve(x, last, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)]
+            return torch.cat(diffusion.run(walks, network))
+
+    @property
+    def family(self):
+        """Stable Diffusion's, but that the UNet sees more channels."""
+        return families.StableDiffusion(self)
+
+    def fingerprint(self):
+        """Four bytes that tell this model from others, its codebook's law and its tokenizer's vocabulary included."""
+        config = {"law": self.hyper_encoder.law().identity(), "vocabulary": captions.vocabulary_of(self.tokenizer).identity}
+        return super().fingerprint({"hyper_encoder": self.hyper_encoder}, config)
+
+
+def check_compress_arguments(target_bpp, max_bytes, prompts, captioner, seed, pictures):
+    """ValueError for an argument of `compress` out of its range."""
+    if target_bpp is not None and max_bytes is not None:
+        raise ValueError("give at most one of target_bpp and max_bytes")
+    for name, rate in (("target_bpp", target_bpp), ("max_bytes", max_bytes)):
+        if rate is not None and not rate > 0:
+            raise ValueError(f"{name} must be above 0, not {rate}")
+    if captioner is not None and any(prompts):
+        raise ValueError("give prompt or captioner, not both")
+    if len(prompts) != len(pictures):
+        raise ValueError(f"{len(prompts)} prompts were given for {len(pictures)} pictures")
+    if seed not in range(MAX_SEED + 1):
+        raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, not {seed}")
