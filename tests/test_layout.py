@@ -12,7 +12,19 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from lower layers only; a new module takes its place here.
 LAYERS = [
     {"_diffusers", "bitstream", "common_randomness", "fingerprint", "images", "metrics", "outputs", "reference", "schedule"},
-    {"adapter", "batch", "diffc_header", "diffusion", "drift", "entropy", "families", "hub", "logistic", "perco_header", "report"},
+    {
+        "adapter",
+        "batch",
+        "diffc_header",
+        "diffusion",
+        "drift",
+        "entropy",
+        "families",
+        "hub",
+        "logistic",
+        "perco_header",
+        "report",
+    },
     {"calibration", "captions", "channels", "context_model", "grid_model", "latent_codec", "relic_header", "variance_head"},
     {"hyperprior", "vq"},
     {"pipelines"},
