@@ -29,6 +29,19 @@ def test_the_files_are_those_of_this_version_of_the_format():
     assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 500_000
 
 
+def test_files_that_are_there_are_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["make.py"])
+    (tmp_path / "golden.json").write_text(json.dumps(GOLDEN))
+    with pytest.raises(SystemExit, match="stay as they are"):
+        make.main()
+    missing = {name: case for name, case in CASES.items() if name != "relic-hyperprior"}
+    (tmp_path / "golden.json").write_text(json.dumps({"version": GOLDEN["version"], "cases": missing}))
+    make.main()
+    assert {path.name for path in tmp_path.iterdir()} == {"golden.json", "relic-hyperprior.dfc", "relic-hyperprior.png"}
+    assert json.loads((tmp_path / "golden.json").read_text()) == GOLDEN
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_golden_file(name):
     case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()

@@ -295,3 +295,49 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="MAX_IMAGE_PIXELS"):
             open_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", [*Image.MODES, "I;16", "I;16B", "I;16L"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_every_mode_of_pillow_is_taken_or_refused(mode, size):
+    """A picture in [-1, 1], or ValueError; nothing else."""
+    image = Image.new(mode, size)
+    if mode in ("LAB", "La"):
+        with pytest.raises(ValueError, match=mode):
+            to_tensor(image)
+    else:
+        x, _ = to_tensor(image)
+        assert x.shape == (3, size[1], size[0]) and x.abs().max() <= 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), -1e-3, 1.001, 1e30])
+@pytest.mark.parametrize("kind", ["array", "tensor", "picture", "half"])
+def test_one_sample_out_of_range_is_told(bad, kind):
+    samples = np.full((4, 4), 0.5, dtype=np.float32)
+    samples[2, 1] = bad
+    image = {
+        "array": samples,
+        "tensor": torch.from_numpy(samples)[None],
+        "picture": Image.fromarray(samples),
+        "half": torch.from_numpy(samples)[None].bfloat16()
+        if abs(bad) > 1.002 or bad != bad
+        else torch.full((1, 4, 4), 2.0).half(),
+    }[kind]
+    with pytest.raises(ValueError, match="permitted is \\[0, 1\\]"):
+        to_tensor(image)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(OSError):
+        open_image(tmp_path)
+    noise = np.random.default_rng(0).bytes(2000)
+    for suffix, magic in (
+        ("png", b"\x89PNG\r\n\x1a\n"),
+        ("jpg", b"\xff\xd8\xff\xe0"),
+        ("gif", b"GIF89a"),
+        ("webp", b"RIFF\0\0\0\0WEBP"),
+    ):
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(magic + noise)
+        with pytest.raises(ValueError, match="not a picture"):
+            open_image(path)

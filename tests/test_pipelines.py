@@ -202,7 +202,7 @@ def test_overhead_counts_a_long_prompt(length):
 # ----------------------------------------------------------------------------------------------------------------- pictures
 
 
-@pytest.mark.parametrize("size", [(1, 1), (65, 65), (317, 211), (512, 97)])
+@pytest.mark.parametrize("size", [(1, 1), (65, 65), (317, 211), (512, 97), (1, 700), (700, 1)])
 def test_any_size_comes_back(pipe, size):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     data = pipe.compress(picture, max_bytes=60, num_inference_steps=2).bitstreams[0]

@@ -120,7 +120,7 @@ def test_compress_does_not_call_the_network(pipe, photo, monkeypatch):
     assert pipe.decompress(data, realism=0).images[0].size == photo.size
 
 
-@pytest.mark.parametrize("size", [(1, 1), (65, 65), (97, 12)])
+@pytest.mark.parametrize("size", [(1, 1), (65, 65), (97, 12), (1, 300), (300, 1)])
 def test_any_size_comes_back(pipe, trained, size):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     for each in (pipe, trained):

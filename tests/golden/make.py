@@ -1,7 +1,7 @@
 """Makes the golden files: for every codec and channel small .dfc files with the picture and the symbols that they decode to.
 
-    python tests/golden/make.py            once for each version of the format
-    python tests/golden/make.py --again    while that version is unreleased
+    python tests/golden/make.py            those that are missing; what is there stays, until the format's version changes
+    python tests/golden/make.py --again    all of them, while that version is unreleased
 
 `golden.json` holds for each file how it was made, the exact symbols, and by how much a decoder's picture may differ from the PNG: `rms` and
 `peak`, in 8-bit levels. The models are the embedded one, and tiny ones whose weights come from the package's own counter-based generator, so
@@ -181,12 +181,16 @@ def make(name, pipe):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--again", action="store_true", help="although there are files of this version of the format")
-    target = FOLDER / "golden.json"
-    if target.exists() and json.loads(target.read_text())["version"] == bitstream.VERSION and not parser.parse_args().again:
-        sys.exit(f"the files of version {bitstream.VERSION} of the format are there and stay as they are; see --again")
-    pipes = {key: pipeline(*key) for key in sorted({case[:2] for case in CASES.values()})}
-    cases = {name: make(name, pipes[case[:2]]) for name, case in CASES.items()}
+    parser.add_argument(
+        "--again", action="store_true", help="also those that are there, although the format's version is the same"
+    )
+    again, target = parser.parse_args().again, FOLDER / "golden.json"
+    known = json.loads(target.read_text()) if target.exists() else {"version": None, "cases": {}}
+    kept = known["cases"] if known["version"] == bitstream.VERSION and not again else {}
+    if kept.keys() == CASES.keys():
+        sys.exit(f"the files of version {bitstream.VERSION} of the format are there and stay as they are")
+    pipes = {case[:2]: pipeline(*case[:2]) for name, case in CASES.items() if name not in kept}
+    cases = {name: kept.get(name) or make(name, pipes[case[:2]]) for name, case in CASES.items()}
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(case)}" for name, case in cases.items())
     target.write_text(f'{{"version": {bitstream.VERSION}, "cases": {{\n{rows}\n}}}}\n')
 
