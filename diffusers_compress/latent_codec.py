@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -24,6 +25,8 @@ class LatentCodecMixin:
     @classmethod
     def from_pretrained(cls, *arguments, **options):
         """As diffusers', but weights come from safetensors alone unless the caller says otherwise: other formats can run code."""
+        folder = arguments[0] if arguments else options.get("pretrained_model_name_or_path", "")
+        check_folders(Path(folder), inspect.signature(cls.__init__).parameters.keys() - options.keys())
         return super().from_pretrained(*arguments, **{"use_safetensors": True, **options})
 
     @classmethod
@@ -165,6 +168,15 @@ class LatentCodecMixin:
             f"the {CODECS[header.codec]} file of {header.width}x{header.height} pixels was made with model {made_with.hex()}, {here}; "
             "`diffusers-compress info FILE --find FOLDER` looks for the right one; allow_other_model (--any-model) decodes to another picture"
         )
+
+
+def check_folders(model, names):
+    """FileNotFoundError if a local model's index lists one of these components and the component's folder is not there."""
+    index = model / "model_index.json"
+    listed = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    for name in names:
+        if isinstance(listed.get(name), list) and listed[name][0] and not (model / name).is_dir():
+            raise FileNotFoundError(f"{model}: the folder of the component {name} is missing; fetch or copy the model again")
 
 
 def check_rate_and_prompts(target_bpp, max_bytes, quality, prompts, pictures, max_prompt_bytes):

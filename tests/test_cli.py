@@ -1,12 +1,14 @@
 """The command line, run as a user would on a tiny random model; its failures one by one."""
 
 import errno
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,6 +139,17 @@ def test_info_finds_the_model_among_folders(run, coded, tiny_sd_folders, tmp_pat
     assert any(line.startswith(f"not {other}: ") for line in err)
     facts = dict(line.split(maxsplit=1) for line in out)
     assert err[-1] == f"error: model {facts['model']} is none of the 2 model folders there"
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_missing_component_is_named(run, coded, tiny_sd_folder, tmp_path, component):
+    folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "model"))
+    shutil.rmtree(folder / component)
+    arguments = ["decode", coded, tmp_path / "o.png", "--model", folder, *SETTINGS]
+    assert_fails(run(*arguments), f"component {component} is missing")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({name: value for name, value in index.items() if name != component}))
+    assert_fails(run(*arguments), "scheduler" if component == "scheduler" else "no network" if component == "unet" else component)
 
 
 def test_limits_can_be_raised_and_lowered(run, coded, tiny_sd_folder, tmp_path):
