@@ -24,19 +24,26 @@ sys.path.insert(0, str(FOLDER.parents[1]))
 
 from diffusers_compress import (  # noqa: E402
     DiffCPipeline,
+    HyperEncoder,
     HyperPrior,
+    PerCoPipeline,
     RelicPipeline,
+    adapter,
     bitstream,
     common_randomness,
     embedded_model,
 )
-from diffusers_compress.pipelines import diffc, relic  # noqa: E402
+from diffusers_compress.pipelines import diffc, perco, relic  # noqa: E402
 from diffusers_compress.schedule import from_scheduler  # noqa: E402
 
-PIPELINES = {"diffc": DiffCPipeline, "relic": RelicPipeline}
+PIPELINES = {"diffc": DiffCPipeline, "perco": PerCoPipeline, "relic": RelicPipeline}
 WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
 RMS, PEAK = 1.0, 6  # permitted, in 8-bit levels
-PREVIEW = {"diffc": {"reconstruction": "denoised"}, "relic": {"num_inference_steps": 1}}  # one network call, if that
+PREVIEW = {  # one network call
+    "diffc": {"reconstruction": "denoised"},
+    "perco": {"num_inference_steps": 1, "guidance_scale": 1.0},
+    "relic": {"num_inference_steps": 1},
+}
 
 # name: (codec, model, size of the picture, options of compress, options of decompress, bytes that are left of the file or None)
 CASES = {
@@ -54,6 +61,9 @@ CASES = {
     "relic-hyperprior-plain": ("relic", "epsilon", (9, 130), {"max_bytes": 130, "rounding": "plain"}, {}, None),
     "relic-embedded": ("relic", "embedded", (64, 48), {"max_bytes": 200}, {}, None),
     "relic-embedded-preview": ("relic", "embedded", (64, 48), {"max_bytes": 80}, {"realism": 0.0}, None),
+    "perco-words": ("perco", "epsilon", (72, 56), {"prompt": "A house, on a hill!"}, {}, None),
+    "perco-bytes": ("perco", "v_prediction", (40, 24), {"prompt": "Größe 7 🙂", "seed": 5}, {}, None),
+    "perco-no-caption": ("perco", "epsilon", (9, 33), {}, {}, None),
 }  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------------------------- models
@@ -137,8 +147,20 @@ def pipeline(codec, model):
             prior = filled(HyperPrior(latent_channels=4, hidden=16), 3)
             prior.settle()
             pipe.register_modules(hyperprior=prior)
+        if codec == "perco":
+            pipe.register_modules(hyper_encoder=hyper_encoder())
+            adapter.widen(pipe.unet, 8)
+            weight = pipe.unet.conv_in.weight
+            weight.data[:, 4:] = common_randomness.normals(weight[:, 4:].numel(), WEIGHTS, 4999).view_as(weight[:, 4:]) / 2
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def hyper_encoder():
+    """Its integers follow from numbers that float32 holds exactly."""
+    found = filled(HyperEncoder(4, 1, 64, width=16, out_channels=8, codebook_dim=4), 4)
+    found.settle(1 + torch.arange(64.0) % 7)
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------------- files
@@ -158,6 +180,11 @@ def symbols(pipe, data):
         _, parameters, messages, _ = diffc.read_file(data)
         timesteps = diffc.timesteps_of(from_scheduler(pipe.scheduler), parameters)
         return {"timesteps": timesteps, "budgets": parameters.budgets, "messages": [message.tolist() for message in messages]}
+    if isinstance(pipe, PerCoPipeline):
+        header, parameters, payload = perco.read_file(data)
+        shape = pipe.latent_shape(header.height, header.width)
+        grid, caption = pipe.read_payload(payload, parameters, shape, bitstream.DEFAULT_LIMITS)
+        return {"grid": grid.tolist(), "caption": caption, "seed": parameters.seed}
     header, parameters, payload = relic.read_file(data)
     quantizer = relic.Quantizer(parameters, pipe.statistics(), pipe.latent_shape(header.height, header.width))
     name = next(name for name, number in relic.MODEL_NUMBERS.items() if number == parameters.model)
