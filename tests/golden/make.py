@@ -30,6 +30,7 @@ from diffusers_compress import (  # noqa: E402
     RelicPipeline,
     adapter,
     bitstream,
+    captions,
     common_randomness,
     embedded_model,
 )
@@ -81,20 +82,25 @@ def filled(module, number):
     return module.eval()
 
 
-def tokenizer():
-    """A CLIP tokenizer that knows the lower-case letters, alone and at a word's end, and no merges."""
+def tokenizer(letters, merges):
+    """A CLIP tokenizer that knows these letters, alone and at a word's end, and some merges of them."""
     from transformers import CLIPTokenizer
 
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        Path(folder, "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
         return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")
 
 
-def components(prediction_type):
-    """Stable Diffusion in miniature."""
+LOWER_CASE = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+MERGES = ["h o", "ho u", "hou s", "hous e</w>", "o n</w>", "h i", "hi l", "hil l</w>"]
+
+
+def components(prediction_type, words=None):
+    """Stable Diffusion in miniature; `words`: its tokenizer, of the lower-case letters by default."""
+    words = words or tokenizer(LOWER_CASE, [])
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -118,21 +124,21 @@ def components(prediction_type):
         sample_size=8,
     )
     text_config = CLIPTextConfig(
-        vocab_size=54,
+        vocab_size=len(words),
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        bos_token_id=52,
-        eos_token_id=53,
-        pad_token_id=53,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+        pad_token_id=len(words) - 1,
     )
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     return {
         "vae": filled(vae, 0),
         "unet": filled(unet, 1),
         "text_encoder": filled(CLIPTextModel(text_config), 2),
-        "tokenizer": tokenizer(),
+        "tokenizer": words,
         "scheduler": DDIMScheduler(**betas, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False),
     }
 
@@ -142,7 +148,8 @@ def pipeline(codec, model):
     if model == "embedded":
         pipe = PIPELINES[codec].from_pretrained(embedded_model(), dtype=torch.float32)
     else:
-        pipe = PIPELINES[codec](**components(model))
+        words = tokenizer(captions.ALPHABET, MERGES) if codec == "perco" else None  # numbered as CLIP's
+        pipe = PIPELINES[codec](**components(model, words))
         if codec == "relic":
             prior = filled(HyperPrior(latent_channels=4, hidden=16), 3)
             prior.settle()
