@@ -1,7 +1,7 @@
 """A reader of .dfc files written from FORMAT.md alone, with the standard library and nothing of the package: a second opinion.
 
 As slow as it is plain. It goes as far as integers go: to the messages and timesteps of a DiffC file, to the samples that the messages stand
-for, and to all symbols of a Relic file.
+for, to all symbols of a Relic file, and to the grid and caption of a PerCo file.
 """
 
 import functools
@@ -641,3 +641,155 @@ def learned(reader, h, w, units, u, tensors, dithered):
                 v[c][position] = 512 * k - u[c][position]
                 earlier[n][c] = limited((v[c][position] - centre) * 32 // spread, 127)
     return [row[:-1] for row in v]
+
+
+# --------------------------------------------------------------------------------------------------------------------- PerCo
+
+GRIDS = {1: (8, 8), 2: (8, 10), 3: (4, 10), 4: (2, 8), 5: (2, 13), 6: (1, 6), 7: (1, 8)}
+WORDS = 1
+
+
+def perco_parameters(data):
+    bits = Bits(data)
+    grid, modelled, caption, seeded, filler = (bits.read(count) for count in (3, 1, 2, 1, 1))
+    stride, size = GRIDS[grid] if grid else (2 ** bits.read(2), bits.read(4) + 1)
+    need(grid or (bits.read(2) == 0 and (stride, size) not in GRIDS.values()), "grid")
+    need(not filler and caption < 3, "filler or caption")
+    vocabulary = bits.read(8) if caption == WORDS else None
+    seed, position = varint(data, bits.position // 8) if seeded else (0, bits.position // 8)
+    need(position == len(data) and bool(seed) == bool(seeded) and seed < 2**32, "seed or bytes left over")
+    return {"stride": stride, "bits": size, "modelled": modelled, "caption": caption, "vocabulary": vocabulary, "seed": seed}
+
+
+def perco(data, frequency, places, tokens, factor=8):
+    """All of a PerCo file. `frequency` [K] and `places` [K][D] are the model's, `tokens` the tokenizer's: spelling -> number."""
+    codec, width, height, fingerprint, parameters, start = container(data)
+    need(codec == 3, "codec")
+    facts = {"width": width, "height": height, "fingerprint": fingerprint.hex(), **perco_parameters(parameters)}
+    payload, whole = payload_of(data, start, len(data) - start - 4)
+    need(whole, "cut")
+    ordered = sorted(tokens, key=tokens.get)
+    identity = zlib.crc32("\n".join(f"{tokens[token]} {token}" for token in ordered).encode())
+    need(facts["vocabulary"] in (None, identity & 255), "another tokenizer")
+    rows, columns = (-(-(-(-side // factor)) // facts["stride"]) for side in (height, width))
+    spelling = {number: spelt(token) for token, number in tokens.items()}
+    if facts["modelled"]:
+        reader = RangeDecoder(payload)
+        facts["caption"] = caption(reader, facts["caption"], spelling)
+        facts["grid"] = modelled_grid(reader, rows, columns, frequency, places)
+    else:
+        bits = Bits(payload)
+        facts["grid"] = [[bits.read(facts["bits"]) for _ in range(columns)] for _ in range(rows)]
+        need(max(map(max, facts["grid"])) < len(frequency), "index")
+        facts["caption"] = caption(RangeDecoder(payload[-(-rows * columns * facts["bits"] // 8) :]), facts["caption"], spelling)
+    return facts
+
+
+def modelled_grid(reader, rows, columns, frequency, places):
+    count, one, weights = len(frequency), 2**20, [9362] * 7
+    octave_sizes = [0] * count.bit_length()
+    for r in range(count):
+        octave_sizes[(1 + r).bit_length() - 1] += 1
+    octave_sizes = [size for size in octave_sizes if size]
+    seen, octaves, grid = [1] * count, [[4] * len(octave_sizes) for _ in range(4)], []
+    for y in range(rows):
+        grid.append([])
+        for x in range(columns):
+            first = x == y == 0
+            experts = [
+                [one // count] * count,
+                [one * f // sum(frequency) for f in frequency],
+                [one * n // sum(seen) for n in seen],
+            ]
+            if first:
+                experts += [experts[0]] * 4
+            else:
+                places_of = [octaves_of(point, places) for point in points(grid, x, y, places)]
+                for c, octave in zip(octaves, places_of):
+                    experts.append([one * c[o] // (sum(c) * octave_sizes[o]) for o in octave])
+            frequencies = [1 + (sum(w * e[k] for w, e in zip(weights, experts)) >> 14) for k in range(count)]
+            k = reader.under(frequencies)
+            grid[y].append(k)
+            shares = [w * e[k] for w, e in zip(weights, experts)]
+            weights = [max(64, 65536 * share // sum(shares)) for share in shares]
+            seen[k] += 8
+            if not first:
+                for c, octave in zip(octaves, places_of):
+                    c[octave[k]] += 8
+    return grid
+
+
+def points(grid, x, y, places):
+    """Twice W, N, (W + N) / 2 and W + N - NW, so that they are integers."""
+    w = places[grid[y][x - 1]] if x else places[grid[y - 1][x]]
+    n = places[grid[y - 1][x]] if y else w
+    nw = places[grid[y - 1][x - 1]] if x and y else w
+    yield [2 * a for a in w]
+    yield [2 * b for b in n]
+    yield [a + b for a, b in zip(w, n)]
+    yield [2 * (a + b - c) for a, b, c in zip(w, n, nw)]
+
+
+def octaves_of(point, places):
+    distance = [sum((2 * a - b) ** 2 for a, b in zip(place, point)) for place in places]
+    octave = [0] * len(places)
+    for r, k in enumerate(sorted(range(len(places)), key=lambda k: (distance[k], k))):
+        octave[k] = (1 + r).bit_length() - 1
+    return octave
+
+
+PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+ALPHABET = [*PLAIN, *(byte for byte in range(256) if byte not in PLAIN)]
+SPELLING = {chr(byte) if byte in PLAIN else chr(256 + i - len(PLAIN)): byte for i, byte in enumerate(ALPHABET)}
+
+
+def letter_law():
+    """Frequencies of the 256 bytes."""
+    law = [15 if chr(byte) in "0123456789" else 1 for byte in range(256)]
+    for i, letter in enumerate(" etaoinsrhldcugmpfywbkv.,'x-jqz"):
+        law[ord(letter)] = 6000 // (i + 4)
+        if letter.upper() != letter:
+            law[ord(letter.upper())] = max(1, 150 // (i + 4))
+    return law
+
+
+def spelt(token):
+    """(bytes, whether a word ends) of a token, None for one that stands for no bytes."""
+    letters = token.removesuffix("</w>")
+    known = letters and all(letter in SPELLING for letter in letters) and not token.startswith("<|")
+    return (bytes(SPELLING[letter] for letter in letters), token.endswith("</w>")) if known else None
+
+
+def caption(reader, way, spelling):
+    if way == WORDS:
+        return words_caption(reader, spelling)
+    if way == 0:
+        return ""
+    bits, law = reader.equal(4), letter_law()
+    return bytes(reader.under(law) for _ in range(2**bits + reader.equal(bits))).decode()
+
+
+def token(reader):
+    kind = reader.under([int(f) for f in "2 61 1 1 12 9 27 4 13 6 13 19 45 41 28 32 13 4 2 1 1 1".split()])
+    if kind < 2:
+        law = letter_law()
+        return 256 * kind + reader.under([law[byte] for byte in ALPHABET])
+    return 511 + 2 ** (kind - 2) + reader.equal(kind - 2)
+
+
+def words_caption(reader, spelling):
+    text, before = "", None
+    while True:
+        word, ends = b"", False
+        while not ends:
+            number = token(reader)
+            need(spelling.get(number), "token")
+            word, ends = word + spelling[number][0], spelling[number][1]
+        word = word.decode()
+        stop = lambda word: word in (".", "!", "?")  # noqa: E731
+        case = reader.under([32, 30, 2] if before is None or stop(before) else [60, 3, 1])
+        glued = before is None or reader.under([63, 1] if word[0].isalnum() else [1, 15])
+        text += ("" if glued else " ") + [word, word[0].upper() + word[1:], word.upper()][case]
+        if reader.under([1, 3] if stop(word) else [15, 1]):
+            return text
+        before = word

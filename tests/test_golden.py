@@ -72,3 +72,12 @@ def test_it_reads_all_symbols_of_relic(name):
     trained = {key: (list(tensor.shape), tensor.flatten().tolist()) for key, tensor in pipe.hyperprior.state_dict().items()}
     facts = minimal_reader.relic(data, std=pipe.statistics()["std"], hyperprior=trained)
     assert facts["v"] == case["symbols"]["v"] and facts["timestep"] == case["symbols"]["timestep"]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "perco"])
+def test_it_reads_grid_and_caption_of_perco(name):
+    case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
+    pipe = pipeline("perco", case["model"])
+    law = pipe.hyper_encoder.law()
+    facts = minimal_reader.perco(data, law.frequency.tolist(), law.places.tolist(), pipe.tokenizer.get_vocab())
+    assert {key: facts[key] for key in case["symbols"]} == case["symbols"]
