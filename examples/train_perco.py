@@ -41,6 +41,7 @@ from diffusers_compress.vq import HyperEncoder, spread
 
 SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 VALIDATION_T = (900, 700, 500, 300)
+PAINTED, SAMPLING_STEPS = 4, 20  # held-out crops that are shown, network calls for them
 COUNTED_CELLS = 100_000  # for how often each code is used
 
 
@@ -48,7 +49,9 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", required=True, help="folder, or WebDataset shards such as 'train/{0000..0099}.tar'")
     parser.add_argument("--captions", type=Path, help="JSON of file name -> caption")
-    parser.add_argument("--output", type=Path, required=True, help="checkpoints, log.jsonl and the adapter go here")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="checkpoints, log.jsonl, validation pictures and the adapter go here"
+    )
     parser.add_argument("--model", default=embedded_model(), help="Stable-Diffusion folder or Hub id")
     parser.add_argument("--preset", default="0.0313", choices=PRESETS)
     parser.add_argument("--validation", type=int, default=8, help="the folder's last pictures are kept for validation")
@@ -263,6 +266,15 @@ class Training:
             figures[f"prediction_{int(t[0])}"] = round(error.mean().item(), 4)
         return figures | {"readout_held_out": round(readout.item(), 4)}
 
+    @torch.no_grad()
+    def paint(self, hyper_encoder, x_0, captions, path):
+        """Held-out crops above what is painted from their grids, as one picture."""
+        self.pipe.register_modules(hyper_encoder=hyper_encoder)
+        painted = self.pipe.paint(hyper_encoder.encode(x_0), captions, [0] * len(x_0), x_0.shape[1:], SAMPLING_STEPS, 3.0)
+        both = torch.cat([self.pipe.decode_latent(x_0), self.pipe.decode_latent(painted)], -2)
+        path.parent.mkdir(exist_ok=True)
+        images.to_output(torch.cat(list(both), -1)[None].cpu())[0].save(path)
+
 
 def learning_rate(step, first, args):
     """Share of the peak, for what is trained from step `first` on."""
@@ -322,6 +334,9 @@ def train(accelerator, pipe, crops, validation, args):
             ema.copy_to(trained)
             with accelerator.autocast():
                 row |= training.validate(bare, held_out, validation_captions)
+                if accelerator.is_main_process and held_out is not None and step > args.sketch_steps:
+                    shown, path = slice(PAINTED), args.output / "validation" / f"{step}.png"
+                    training.paint(bare.hyper_encoder, held_out[shown], validation_captions[shown], path)
             ema.restore(trained)
             bare.train()
             row |= {"perplexity": round(bare.hyper_encoder.perplexity(), 1), "seconds": round(time.perf_counter() - start)}
@@ -407,6 +422,7 @@ def main():
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[frozen_at_first])
     torch.manual_seed(args.seed)
     pipe = PerCoPipeline.from_pretrained(args.model, hyper_encoder=None, dtype=torch.float32).to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
     for part in (pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
     with accelerator.main_process_first():

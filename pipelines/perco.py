@@ -135,7 +135,8 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         """
         folder = adapter.find(model, preset, **options)
         if folder is not None:
-            dtype = options.get("dtype") or options.get("torch_dtype")
+            dtype = options.get("dtype", options.get("torch_dtype"))
+            dtype = dtype.get("hyper_encoder", dtype.get("default")) if isinstance(dtype, dict) else dtype
             hyper_encoder = HyperEncoder.from_pretrained(folder, subfolder="hyper_encoder", torch_dtype=dtype)
             pipe = super().from_pretrained(adapter.base_of(folder), hyper_encoder=hyper_encoder, **options)
             adapter.apply(pipe.unet, folder)

@@ -100,6 +100,10 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(script, tmp_path):
 @pytest.mark.parametrize("options", [[], ["--rank", 2, "--whole", "down_blocks.0"], ["--rank", 0, "--preset", "0.0019"]])
 def test_what_was_trained_loads_as_adapter_and_whole(train, tmp_path, photo, options):
     train(tmp_path, "--whole-pipeline", "--ema", 0.5, "--timestep-grid", 50, *options, steps=3)
+    assert Image.open(tmp_path / "validation" / "3.png").size == (
+        64,
+        128,
+    )  # one held-out crop, above what is painted from its grid
     small, whole = (PerCoPipeline.from_pretrained(tmp_path / name) for name in ("adapter", "model"))
     assert type(small.unet).__name__ == "UNet2DConditionModel" and small.unet.config.in_channels == 4 + 8
     for name, tensor in small.unet.state_dict().items():
