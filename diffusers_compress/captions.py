@@ -6,6 +6,7 @@ only where it gives the text back exactly.
 """
 
 import functools
+import string
 import zlib
 from collections.abc import Callable
 
@@ -60,7 +61,6 @@ class Vocabulary:
         tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         special = set(tokenizer.all_special_ids)
         self.bytes = {number: self.spelling(token) for token, number in tokens if number not in special}
-        self.size = 1 + max(number for _, number in tokens)
         self.identity = zlib.crc32("\n".join(f"{number} {token}" for token, number in tokens).encode())
 
     @staticmethod
@@ -85,12 +85,13 @@ def vocabulary_of(tokenizer) -> Vocabulary:
 
 
 def variants(word: str) -> list[str]:
-    """The word in each of its cases; those that change nothing are left to the first."""
-    return [word, word[:1].upper() + word[1:], word.upper()]
+    """The word in each of its cases. Only the letters of ASCII: what other letters become depends on the version of Unicode."""
+    large = word.encode().upper().decode()
+    return [word, large[:1] + word[1:], large]
 
 
 def is_word(word: str) -> bool:
-    return word[:1].isalnum()
+    return word[:1] not in string.punctuation
 
 
 def ends_sentence(word: str) -> bool:
@@ -111,7 +112,7 @@ def split(text: str, tokenizer, vocabulary: Vocabulary) -> list[tuple[list[int],
         spaced = bool(words) and text.startswith(" ", position)
         position += spaced
         case = next((case for case, variant in enumerate(variants(word)) if text.startswith(variant, position)), None)
-        if case is None or not word:
+        if case is None:
             return None
         position += len(variants(word)[case])
         words.append((ids, word, case, bool(words) and not spaced))

@@ -38,7 +38,7 @@ class Codebook:
 
     def octaves(self, points: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """floor(log2(1 + rank)) of each code, ranked by its distance from points [P, D] / scales [P], equal ones by index: [P, K]."""
-        # |s c - p|^2 - |p|^2; integers far below 2^53, exact as floats in any order of summation
+        # |s c - p|^2 - |p|^2, and the code's number to break ties
         distance = scales[:, None] ** 2 * self.norms - 2 * scales[:, None] * (points @ self.places.T)
         keys = distance * self.size + np.arange(self.size)
         edges = np.partition(keys, self.edges, axis=1)[:, self.edges]
