@@ -3,6 +3,7 @@
 import math
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from diffusers_compress import diffusion, images, reference, schedule
@@ -23,7 +24,7 @@ def latent_statistics(latents: list[Tensor]) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def calibrate_latent(pipe, pictures: list) -> dict[str, list[float]]:
+def calibrate_latent(pipe: DiffusionPipeline, pictures: list) -> dict[str, list[float]]:
     """`calibration["latent"]` for a codec's pipeline, from pictures of any kind that it takes.
 
     `latent_statistics`, and at some step widths ("steps") the share of the quantization noise's standard deviation that the
@@ -76,7 +77,7 @@ def texture(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def calibrate_error(pipe, pictures: list, seed: int = 0) -> dict:
+def calibrate_error(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> dict:
     """The denoiser's error, frequency by frequency: `calibration["error"]`, which `reference.error_variance` reads.
 
     Returns the noise levels {"ratio": [levels], in alpha/sigma; "log2_variance": [levels][channels][bands], log2 of the mean square

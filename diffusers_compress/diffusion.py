@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Generator
 
 import torch
+from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from diffusers_compress.schedule import FLOW, SMALLEST_ALPHAS_CUMPROD
+from diffusers_compress.schedule import FLOW, SMALLEST_ALPHAS_CUMPROD, NoiseSchedule
 
 Walk = Generator[tuple[Tensor, int], Tensor, Tensor]
 
@@ -125,7 +126,7 @@ def run(walks: list[Walk], network: Callable[[Tensor, list[int], list[int]], Ten
     return results
 
 
-def ancestral(x_t: Tensor, t: int, num_steps: int, schedule, generator: torch.Generator | None) -> Walk:
+def ancestral(x_t: Tensor, t: int, num_steps: int, schedule: NoiseSchedule, generator: torch.Generator | None) -> Walk:
     """The reverse process of Ho et al. 2020, algorithm 2, from x_t [1, ...] in min(num_steps, t + 1) calls, the last for x_0_hat."""
     timesteps = _timesteps_to_zero(t, min(num_steps, t + 1))
     for t, s in zip(timesteps, timesteps[1:]):
@@ -135,7 +136,7 @@ def ancestral(x_t: Tensor, t: int, num_steps: int, schedule, generator: torch.Ge
     return predict_x0((yield x_t, timesteps[-1]), x_t, *schedule.level(timesteps[-1]), schedule.prediction_type)
 
 
-def solve(x_t: Tensor, t: int, num_steps: int, schedule, scheduler) -> Walk:
+def solve(x_t: Tensor, t: int, num_steps: int, schedule: NoiseSchedule, scheduler: SchedulerMixin) -> Walk:
     """Follow the probability-flow ODE from x_t [1, ...] at timestep `t` down to x_0 in min(num_steps, t + 1) calls of the network.
 
     x_t is yielded in our convention whatever the solver, and the output is expected in the schedule's prediction type.
@@ -159,7 +160,7 @@ def solve(x_t: Tensor, t: int, num_steps: int, schedule, scheduler) -> Walk:
     return predict_x0((yield x, timesteps[-1]), x, *schedule.level(timesteps[-1]), schedule.prediction_type)
 
 
-def check_solver(scheduler) -> None:
+def check_solver(scheduler: SchedulerMixin) -> None:
     """ValueError that says why, if `solve` cannot take this scheduler."""
     name, config = type(scheduler).__name__, scheduler.config
     # Other classes carry algorithm_type along in their config, but do not act on it.

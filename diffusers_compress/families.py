@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
 
@@ -24,11 +26,11 @@ class StableDiffusion:
     flow = False  # matching, or variance-preserving
     patch = 1  # sides of a latent are multiples of it
 
-    def __init__(self, pipe):
+    def __init__(self, pipe: DiffusionPipeline):
         self.pipe = pipe
 
     @staticmethod
-    def matches(pipe) -> bool:
+    def matches(pipe: DiffusionPipeline) -> bool:
         config = config_of(pipe, "unet", "UNet2DConditionModel")
         return config is not None and config.addition_embed_type is None and config.in_channels == config.out_channels
 
@@ -77,7 +79,7 @@ class StableDiffusionXL(StableDiffusion):
     parts = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     @staticmethod
-    def matches(pipe) -> bool:
+    def matches(pipe: DiffusionPipeline) -> bool:
         config = config_of(pipe, "unet", "UNet2DConditionModel")
         return config is not None and config.addition_embed_type == "text_time" and config.in_channels == config.out_channels
 
@@ -132,7 +134,7 @@ class StableDiffusion3(StableDiffusion):
     T5_TOKENS = 256
 
     @staticmethod
-    def matches(pipe) -> bool:
+    def matches(pipe: DiffusionPipeline) -> bool:
         config = config_of(pipe, "transformer", "SD3Transformer2DModel")
         return config is not None and config.in_channels == config.out_channels and config.patch_size == 2
 
@@ -172,7 +174,7 @@ class Flux(StableDiffusion):
     T5_TOKENS = 512
 
     @staticmethod
-    def matches(pipe) -> bool:
+    def matches(pipe: DiffusionPipeline) -> bool:
         config = config_of(pipe, "transformer", "FluxTransformer2DModel")
         return config is not None and config.out_channels in (None, config.in_channels)
 
@@ -205,7 +207,7 @@ class Pixels(StableDiffusion):
     parts = ("unet",)
 
     @staticmethod
-    def matches(pipe) -> bool:
+    def matches(pipe: DiffusionPipeline) -> bool:
         config = config_of(pipe, "unet", "UNet2DModel")
         return (
             config is not None
@@ -245,7 +247,7 @@ class Pixels(StableDiffusion):
 FAMILIES = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Pixels)
 
 
-def family_of(pipe) -> StableDiffusion:
+def family_of(pipe: DiffusionPipeline) -> StableDiffusion:
     """The family that a pipeline's components belong to. ValueError if it is none of these, or components are missing."""
     family = next((family for family in FAMILIES if family.matches(pipe)), None)
     if family is None:
@@ -264,20 +266,20 @@ def family_of(pipe) -> StableDiffusion:
     return family(pipe)
 
 
-def config_of(pipe, component: str, class_name: str):
+def config_of(pipe: DiffusionPipeline, component: str, class_name: str) -> FrozenDict | None:
     """The config of a component of this class, compiled or not; None if there is no such."""
     module = getattr(pipe, component, None)
     module = getattr(module, "_orig_mod", module)
     return module.config if type(module).__name__ == class_name else None
 
 
-def flow_time(timesteps: list[int], device) -> Tensor:
+def flow_time(timesteps: list[int], device: torch.device) -> Tensor:
     """What flow-matching networks are told of level t: sigma_t T = t + 1."""
     return torch.tensor(timesteps, device=device, dtype=torch.float32) + 1
 
 
 @contextmanager
-def in_float32(vae) -> Iterator[None]:
+def in_float32(vae: ModelMixin) -> Iterator[None]:
     """For the block, an autoencoder that overflows in float16 (SDXL's, by its config) is in float32."""
     widen = vae.dtype == torch.float16 and vae.config.force_upcast
     if widen:

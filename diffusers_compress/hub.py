@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -88,7 +89,7 @@ def write_loader(path: Path, name: str) -> None:
 # ------------------------------------------------------------------------------------------------------------------ the card
 
 
-def rate_table(pipe, pictures: Sequence, rates: Sequence[float] = RATES) -> list[dict]:
+def rate_table(pipe: DiffusionPipeline, pictures: Sequence, rates: Sequence[float] = RATES) -> list[dict]:
     """For each rate in bits per pixel: {"asked", "bpp", "bytes", "psnr"}, means over the pictures, through files."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +116,7 @@ def licence_of(source: str) -> str | None:
         return None
 
 
-def model_card(pipe, repo_id: str, license: str, rates: list[dict] | None = None) -> ModelCard:
+def model_card(pipe: DiffusionPipeline, repo_id: str, license: str, rates: list[dict] | None = None) -> ModelCard:
     """What a visitor of the repository reads; `rates` are the rows of `rate_table`, or None if nothing was measured."""
     name, source = type(pipe).__name__, str(pipe.config.get("_name_or_path") or "")
     base = source if source and not Path(source).exists() else None
@@ -176,7 +177,7 @@ Means over the pictures given, through files; bits per pixel are 8 bytes / (widt
 
 
 def write_repository(
-    pipe,
+    pipe: DiffusionPipeline,
     folder: str | Path,
     repo_id: str,
     license: str | None = None,
@@ -199,7 +200,7 @@ def write_repository(
 
 
 def push(
-    pipe,
+    pipe: DiffusionPipeline,
     repo_id: str,
     license: str | None = None,
     pictures: Sequence = (),

@@ -1,14 +1,17 @@
 """What the codecs on latent diffusion models share: the network's inputs and outputs, the autoencoder, the model's identity."""
 
+import functools
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from torch import Tensor
 
 from diffusers_compress import diffusion, families, hub, images, schedule
-from diffusers_compress.bitstream import CODECS, WrongModel
+from diffusers_compress.bitstream import CODECS, Header, WrongModel
 from diffusers_compress.fingerprint import fingerprint
 
 # What a pipeline may lack: families differ in their components, and most models have none of ours.
@@ -17,9 +20,34 @@ FAMILY_COMPONENTS = [
 ]
 
 
+def watched(call: Callable) -> Callable:
+    """Let `callback_on_step_end`, an argument of `compress` or `decompress`, see each step of the call."""
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def with_callback(self, *arguments, **options):
+        given = signature.bind(self, *arguments, **options)
+        given.apply_defaults()
+        callback, names = (given.arguments["callback_on_step_end" + end] for end in ("", "_tensor_inputs"))
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            names = callback.tensor_inputs
+        if unknown := set(names) - set(self._callback_tensor_inputs):
+            raise ValueError(f"a callback may have {self._callback_tensor_inputs}, not {sorted(unknown)}")
+        self._watch = callback, names
+        try:
+            return call(self, *arguments, **options)
+        finally:
+            self._watch = None, []
+
+    return with_callback
+
+
 class LatentCodecMixin:
     """For a `DiffusionPipeline` with a scheduler and the components of one of `families.FAMILIES`."""
 
+    _callback_tensor_inputs = ["latents", "noise_pred"]
+    _watch = None, []  # callback, and what it is given
+    _exclude_from_cpu_offload = ["hyperprior", "parameter_network"]  # small, and run on the CPU anyway
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
     @classmethod
@@ -63,29 +91,36 @@ class LatentCodecMixin:
         """
         return hub.push(self, repo_id, license, pictures, rates, private, token, commit_message, create_pr, **options)
 
-    def run(self, walks, prompts, guidance_scale=1.0):
+    def run(self, walks: list[diffusion.Walk], prompts: list[str], guidance_scale: float = 1.0) -> list:
         """Let the walks of `diffusion.run` share the network, each with its prompt."""
         return self.with_network(lambda network: diffusion.run(walks, network), prompts, guidance_scale)
 
-    def with_network(self, loop, prompts, guidance_scale=1.0):
+    def with_network(self, loop: Callable, prompts: list[str], guidance_scale: float = 1.0) -> list:
         """loop(network), where network(x_t [B, C, h, w], t [B], i [B]) is the denoiser's output for pictures i, each with its prompt."""
         told = self.encode_prompt(prompts)
         empty = self.encode_prompt([""] * len(prompts)) if guidance_scale > 1 else None
+        callback, names = self._watch
+        step = 0
         with self.progress_bar(total=0) as bar:
 
             def network(x_t, timesteps, active):
-                bar.update()
+                nonlocal step
                 output = self.predict(x_t, timesteps, {name: rows[active] for name, rows in told.items()})
-                if empty is None:
-                    return output
-                # Ho & Salimans 2022, classifier-free guidance
-                unguided = self.predict(x_t, timesteps, {name: rows[active] for name, rows in empty.items()})
-                return unguided + guidance_scale * (output - unguided)
+                if empty is not None:
+                    # Ho & Salimans 2022, classifier-free guidance
+                    unguided = self.predict(x_t, timesteps, {name: rows[active] for name, rows in empty.items()})
+                    output = unguided + guidance_scale * (output - unguided)
+                bar.update()
+                if callback is not None:  # both ends must hold the same x_t: what it returns counts for nothing
+                    seen = {"latents": x_t, "noise_pred": output}
+                    callback(self, step, max(timesteps), {name: seen[name].clone() for name in names})
+                step += 1
+                return output
 
             return loop(network)
 
     @property
-    def family(self):
+    def family(self) -> families.StableDiffusion:
         """What is particular to this kind of model. ValueError if it is of no known kind."""
         return families.family_of(self)
 
@@ -105,36 +140,36 @@ class LatentCodecMixin:
             )
         return noise
 
-    def predict(self, x_t, timesteps, told):
+    def predict(self, x_t: Tensor, timesteps: list[int], told: dict[str, Tensor]) -> Tensor:
         """The denoiser's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
         return self.family.predict(x_t, timesteps, told)
 
-    def encode_prompt(self, prompts):
+    def encode_prompt(self, prompts: list[str]) -> dict[str, Tensor]:
         """What the denoiser is told of B prompts: tensors [B, ...] by name, for `predict`."""
         return self.family.encode_prompt(prompts)
 
-    def pad(self, x):
+    def pad(self, x: Tensor) -> Tensor:
         """Pictures [..., H, W] with sides that the model can take: the last row and column repeated."""
         return images.pad(x, self.vae_scale_factor * self.family.patch)
 
-    def encode_picture(self, x):
+    def encode_picture(self, x: Tensor) -> Tensor:
         """Padded pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, h, w] in float32: the mean, not a draw."""
         return self.family.encode_picture(x)
 
-    def decode_latent(self, x_0):
+    def decode_latent(self, x_0: Tensor) -> Tensor:
         """Scaled latents [B, C, h, w] to pictures [B, 3, H, W] in float32, about [-1, 1]."""
         x = self.family.decode_latent(x_0)
         if not x.isfinite().all():
             raise ValueError("the model's output is not finite; load it with dtype float32 or bfloat16")
         return x
 
-    def latent_shape(self, height, width):
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[C, h, w] of a picture's latent."""
         family = self.family
         rows, columns = (-(-side // (self.vae_scale_factor * family.patch)) * family.patch for side in (height, width))
         return family.channels, rows, columns
 
-    def fingerprint(self, own_components=None, own_config=None):
+    def fingerprint(self, own_components: dict | None = None, own_config: dict | None = None) -> bytes:
         """Four bytes that tell this model from others: signs of the weights, noise schedule, scale of the latents, a codec's own."""
         family, config = self.family, self.scheduler.config
         if family.flow:
@@ -147,18 +182,18 @@ class LatentCodecMixin:
         modules = {name: module for name, module in modules.items() if isinstance(module, torch.nn.Module)}
         return fingerprint(modules | (own_components or {}), levels | family.identity() | (own_config or {}))
 
-    def relatives(self):
+    def relatives(self) -> dict[bytes, str]:
         """Fingerprints that this model had before something was added to it -> words for that."""
         return {}
 
-    def check_model(self, headers, allow_other_model):
+    def check_model(self, headers: list[Header], allow_other_model: bool) -> None:
         """WrongModel if a file was made with other weights, unless that is allowed."""
         identity = self.fingerprint()
         for header in headers:
             if header.fingerprint != identity and not allow_other_model:
                 raise WrongModel(self.mismatch(header, identity))
 
-    def mismatch(self, header, identity):
+    def mismatch(self, header: Header, identity: bytes) -> str:
         """What a file was made with, what is here, and what to do."""
         made_with, relatives = header.fingerprint, self.relatives()
         here = f"this is model {identity.hex()}, with latents of {list(self.latent_shape(header.height, header.width))} here"

@@ -6,6 +6,7 @@ Variance-preserving diffusion has alpha_t^2 + sigma_t^2 = 1, flow matching has a
 from dataclasses import dataclass
 
 import torch
+from diffusers import SchedulerMixin
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class NoiseSchedule:
         return self.alpha[t].item(), self.sigma[t].item()
 
 
-def from_scheduler(scheduler) -> NoiseSchedule:
+def from_scheduler(scheduler: SchedulerMixin) -> NoiseSchedule:
     """The levels a model was trained on, from any of diffusers' variance-preserving (DDIM, PNDM, DDPM, Euler, ...) and flow-matching
     schedulers (FlowMatchEuler, or UniPC and others with use_flow_sigmas).
 

@@ -12,8 +12,10 @@ sides know how large the denoiser's error is at each frequency (`reference`).
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -27,12 +29,15 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress import bitstream, common_randomness, diffusion, drift, images, reference, schedule
 from diffusers_compress.bitstream import DIFFC, Corrupt, Header
-from diffusers_compress.channels import CHANNELS
+from diffusers_compress.channels import CHANNELS, Trellis
 from diffusers_compress.diffc_header import (
     BUDGET_DIGITS,
     BUDGET_RANK_BITS,
@@ -46,8 +51,16 @@ from diffusers_compress.diffc_header import (
     number_of,
     rank_of,
 )
-from diffusers_compress.latent_codec import FAMILY_COMPONENTS, LatentCodecMixin, check_output, check_rate_and_prompts, groups_of
+from diffusers_compress.latent_codec import (
+    FAMILY_COMPONENTS,
+    LatentCodecMixin,
+    check_output,
+    check_rate_and_prompts,
+    groups_of,
+    watched,
+)
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
+from diffusers_compress.schedule import NoiseSchedule
 from diffusers_compress.variance_head import VarianceHead
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
@@ -323,9 +336,10 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------ public calls
 
     @torch.no_grad()
+    @watched
     def compress(
         self,
-        image,
+        image: PipelineImageInput,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
         quality: float | None = None,
@@ -333,6 +347,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         num_inference_steps: int = 12,
         channel: str = "trellis",
         batch_size: int = 8,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> CompressOutput:
         """Pictures to files.
 
@@ -347,6 +363,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             channel: "trellis"; "trellis16", whose search takes a CPU several times as long, for files 1 to 2 % smaller; or "poisson",
                 the published coder.
             batch_size: pictures of like size that go through the network together at most.
+            callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
+                dictionary of the tensors named in `callback_on_step_end_tensor_inputs`: "latents", x_t, and "noise_pred", the network's
+                output. It looks on: what it returns counts for nothing, since both ends must hold the same x_t.
 
         Raises:
             ValueError: for an argument out of its range, or a size that even an empty file exceeds.
@@ -392,29 +411,33 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
 
     @torch.no_grad()
+    @watched
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
         reconstruction: str = "flow",
         num_inference_steps: int = 10,
         guidance_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         allow_other_model: bool = False,
         limits: bitstream.Limits = bitstream.DEFAULT_LIMITS,
         batch_size: int = 8,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
         Args:
             bitstreams: one file or a list. A file cut after its header gives the picture of the whole steps that are left.
             reconstruction: from the last noise level on, "flow" (probability-flow ODE), "ancestral" (random draws from
-                `generator`), or "denoised" (the network's mean in one call: a preview).
+                `generator`, one for all or a list), or "denoised" (the network's mean in one call: a preview).
             num_inference_steps: network calls of "flow" and "ancestral".
             guidance_scale: above 1, guidance towards the file's prompt, in the reconstruction alone.
             output_type: "pil", "np" or "pt".
             allow_other_model: decode although the file was made with other weights.
             limits: sizes that a file may claim.
+            batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as in `compress`.
 
         Warns:
             RuntimeWarning: if the latent at the end of a file's stream differs from the sender's, as `drift` in the result tells.
@@ -424,6 +447,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range.
         """
         check_decompress_arguments(reconstruction, num_inference_steps, output_type)
+        if isinstance(generator, list) and len(generator) != (len(bitstreams) if isinstance(bitstreams, list) else 1):
+            raise ValueError(f"{len(generator)} generators were given for {len(bitstreams)} files")
         files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
         self.check_model([header for header, *_ in files], allow_other_model)
         noise = self.noise_schedule()
@@ -440,7 +465,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                 walks = [diffusion.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
             else:
                 calls = num_inference_steps if reconstruction == "ancestral" else 1
-                walks = [diffusion.ancestral(x_t, t, calls, noise, generator) for x_t, t in ends]
+                draws = generator if isinstance(generator, list) else [generator] * len(files)
+                walks = [diffusion.ancestral(x_t, t, calls, noise, draws[i]) for i, (x_t, t) in zip(group, ends)]
             x_0 = torch.cat(self.run(walks, prompts, guidance_scale))
             for i, x in zip(group, self.decode_latent(x_0)):
                 header = files[i][0]
@@ -451,7 +477,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def __call__(
         self,
-        image,
+        image: PipelineImageInput,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
         quality: float | None = None,
@@ -459,27 +485,45 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         reconstruction: str = "flow",
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ):
-        """The round trip: `compress`, then `decompress` of those files; the arguments are theirs, num_inference_steps that of both."""
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> RoundTripOutput | tuple:
+        """The round trip: `compress`, then `decompress` of those files; the arguments are theirs, num_inference_steps that of both.
+
+        Examples:
+            >>> from PIL import Image
+            >>> from diffusers_compress import DiffCPipeline, embedded_model
+            >>> pipe = DiffCPipeline.from_pretrained(embedded_model())
+            >>> image = Image.linear_gradient("L").convert("RGB")
+            >>> both = pipe(image, max_bytes=100)
+            >>> len(both.bitstreams[0]) <= 100, both.images[0].size
+            (True, (256, 256))
+        """
         steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
         check_decompress_arguments(reconstruction, num_inference_steps or 1, output_type)
-        sent = self.compress(image, target_bpp, max_bytes, quality, prompt, **steps)
-        options = {"guidance_scale": guidance_scale, "generator": generator, "output_type": output_type}
+        watch = {
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+        }
+        sent = self.compress(image, target_bpp, max_bytes, quality, prompt, **steps, **watch)
+        options = {"guidance_scale": guidance_scale, "generator": generator, "output_type": output_type, **watch}
         decoded = self.decompress(sent.bitstreams, reconstruction, **steps, **options)
         output = RoundTripOutput(images=decoded.images, **sent)
         return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------------------ steps
 
-    def start(self, shape, batch):
+    def start(self, shape: tuple[int, int, int], batch: int) -> Tensor:
         """Shared noise that stands for x_T ~ N(0, I), the same for all pictures [batch, C, h, w]."""
         noise = common_randomness.normals(math.prod(shape), common_randomness.START, device=self._execution_device)
         return noise.view(1, *shape).repeat(batch, 1, 1, 1)
 
-    def reverse(self, noise, channel, ends, shape, prompts):
+    def reverse(
+        self, noise: NoiseSchedule, channel: Trellis | ModuleType, ends: list, shape: tuple[int, int, int], prompts: list[str]
+    ) -> list[tuple[Tensor, int]]:
         """The coding loop with this model: x_t [1, C, h, w] and t of each picture where its stream ends."""
         x_t = self.start(shape, len(ends))
 
@@ -488,7 +532,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
         return self.with_network(lambda network: reverse(noise, channel, x_t, ends, network, error_variance), prompts)
 
-    def error_variance(self, noise, x_t, x_0_hat, timesteps):
+    def error_variance(self, noise: NoiseSchedule, x_t: Tensor, x_0_hat: Tensor, timesteps: list[int]) -> tuple[Tensor, Tensor]:
         """Variance of the coefficients of x_0 - x_0_hat, up to a factor for each picture, and their rank: [B, C, h, w] each."""
         snr, shape = noise.snr[timesteps], x_t.shape[1:]
         variances = [reference.error_variance(self.error_calibration(), float(level), shape) for level in snr]
@@ -499,15 +543,15 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             variance = variance * self.variance_head(x_0_hat, (x_t - alpha * x_0_hat) / sigma, snr.to(x_t.device)).exp()
         return variance, rank
 
-    def error_calibration(self):
+    def error_calibration(self) -> dict | None:
         return (self.config.calibration or {}).get("error")
 
-    def fingerprint(self, with_head=True, with_calibration=True):
+    def fingerprint(self, with_head: bool = True, with_calibration: bool = True) -> bytes:
         """Four bytes that tell this model from others: what `LatentCodecMixin.fingerprint` says, the variance head, the calibration."""
         head = {"variance_head": self.variance_head} if with_head and self.variance_head is not None else {}
         return super().fingerprint(head, {"error": self.error_calibration() if with_calibration else None})
 
-    def relatives(self):
+    def relatives(self) -> dict[bytes, str]:
         return {
             self.fingerprint(with_head=False): "before it had its variance head",
             self.fingerprint(with_calibration=False): "before it was calibrated",

@@ -10,6 +10,7 @@ between Gaussian Diffusion Models and Universal Quantization for Image Compressi
 import json
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -25,14 +26,24 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress import bitstream, common_randomness, context_model, diffusion, hyperprior, images, logistic, schedule
 from diffusers_compress.bitstream import RELIC, Corrupt, Header, WrongModel
 from diffusers_compress.entropy import Decoder, Encoder
 from diffusers_compress.hyperprior import HyperPrior, ParameterNetwork
-from diffusers_compress.latent_codec import FAMILY_COMPONENTS, LatentCodecMixin, check_output, check_rate_and_prompts, groups_of
+from diffusers_compress.latent_codec import (
+    FAMILY_COMPONENTS,
+    LatentCodecMixin,
+    check_output,
+    check_rate_and_prompts,
+    groups_of,
+    watched,
+)
 from diffusers_compress.logistic import UNIT
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
 from diffusers_compress.relic_header import (
@@ -372,7 +383,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
     @torch.no_grad()
     def compress(
         self,
-        image,
+        image: PipelineImageInput,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
         quality: float | None = None,
@@ -405,28 +416,33 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         identity = self.fingerprint()
 
         files = [b""] * len(pictures)
-        for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
-            x_0 = self.encode_picture(torch.stack([self.pad(tensors[i]) for i in group]))
-            for i, x in zip(group, x_0.cpu()):
-                height, width = tensors[i].shape[-2:]
-                if not x.isfinite().all():
-                    raise ValueError("the autoencoder's output is not finite; load it with dtype float32 or bfloat16")
+        with self.progress_bar(total=len(pictures)) as bar:
+            for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
+                x_0 = self.encode_picture(torch.stack([self.pad(tensors[i]) for i in group]))
+                for i, x in zip(group, x_0.cpu()):
+                    height, width = tensors[i].shape[-2:]
+                    if not x.isfinite().all():
+                        raise ValueError("the autoencoder's output is not finite; load it with dtype float32 or bfloat16")
 
-                def plan(step, coded):
-                    parameters = Parameters(model.number, rounding == "dithered", step, 0, model.tables, coded, prompt=prompts[i])
-                    return self.plan(parameters, x, noise)
+                    def plan(step, coded):
+                        parameters = Parameters(
+                            model.number, rounding == "dithered", step, 0, model.tables, coded, prompt=prompts[i]
+                        )
+                        return self.plan(parameters, x, noise)
 
-                file = File(x, Header(RELIC, width, height, identity, b""), plan, model, self.statistics())
-                if quality is None:
-                    files[i] = file.within(max_bytes or width * height * target_bpp / 8)
-                else:
-                    t = round((1 - quality) * (noise.alpha.numel() - 1))
-                    files[i] = file.data(step_number(math.sqrt(12) / float(noise.ratio[t])))
+                    file = File(x, Header(RELIC, width, height, identity, b""), plan, model, self.statistics())
+                    if quality is None:
+                        files[i] = file.within(max_bytes or width * height * target_bpp / 8)
+                    else:
+                        t = round((1 - quality) * (noise.alpha.numel() - 1))
+                        files[i] = file.data(step_number(math.sqrt(12) / float(noise.ratio[t])))
+                    bar.update()
         self.maybe_free_model_hooks()
         bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
         return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
 
     @torch.no_grad()
+    @watched
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
@@ -437,6 +453,8 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         allow_other_model: bool = False,
         limits: bitstream.Limits = bitstream.DEFAULT_LIMITS,
         batch_size: int = 8,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
@@ -449,6 +467,10 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             output_type: "pil", "np" or "pt".
             allow_other_model: decode although the file was made with other weights (the entropy model must be the file's own).
             limits: sizes that a file may claim.
+            batch_size: files of like size that go through the network together at most.
+            callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
+                dictionary of the tensors named in `callback_on_step_end_tensor_inputs`: "latents", x_t, and "noise_pred", the network's
+                output. It looks on: what it returns counts for nothing, since both ends must hold the same x_t.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
@@ -483,7 +505,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def __call__(
         self,
-        image,
+        image: PipelineImageInput,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
         quality: float | None = None,
@@ -493,22 +515,38 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         guidance_scale: float = 1.0,
         output_type: str = "pil",
         return_dict: bool = True,
-    ):
-        """The round trip: `compress`, then `decompress` of those files; the arguments are theirs."""
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> RoundTripOutput | tuple:
+        """The round trip: `compress`, then `decompress` of those files; the arguments are theirs.
+
+        Examples:
+            >>> from PIL import Image
+            >>> from diffusers_compress import RelicPipeline, embedded_model
+            >>> pipe = RelicPipeline.from_pretrained(embedded_model())
+            >>> image = Image.linear_gradient("L").convert("RGB")
+            >>> both = pipe(image, max_bytes=100)
+            >>> len(both.bitstreams[0]) <= 100, both.images[0].size
+            (True, (256, 256))
+        """
         check_decompress_arguments(realism, num_inference_steps, output_type)
         sent = self.compress(image, target_bpp, max_bytes, quality, prompt)
-        decoded = self.decompress(sent.bitstreams, realism, num_inference_steps, guidance_scale, output_type)
+        watch = {
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+        }
+        decoded = self.decompress(sent.bitstreams, realism, num_inference_steps, guidance_scale, output_type, **watch)
         output = RoundTripOutput(images=decoded.images, **sent)
         return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------------------ steps
 
-    def statistics(self):
+    def statistics(self) -> dict:
         """Mean and standard deviation of each channel: calibrated, or those of a unit Gaussian."""
         channels = self.family.channels
         return (self.config.calibration or {}).get("latent") or {"mean": [0.0] * channels, "std": [1.0] * channels}
 
-    def entropy_model(self, name=None):
+    def entropy_model(self, name: str | None = None) -> EntropyModel:
         """The `EntropyModel` of this name. ValueError if the pipeline has none."""
         name = name or ("hyperprior" if self.hyperprior is not None else "adaptive")
         if name not in MODEL_NUMBERS or name == "hyperprior" and self.hyperprior is None:
@@ -516,7 +554,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             raise ValueError(f"entropy_model must be one of {known} for this pipeline, not {name!r}")
         return EntropyModel(self.statistics(), self.hyperprior if name == "hyperprior" else None)
 
-    def plan(self, parameters, x_0, noise):
+    def plan(self, parameters: Parameters, x_0: Tensor, noise: schedule.NoiseSchedule) -> tuple[Parameters, Quantizer]:
         """The parameters with their timestep, scales and shifts, and their `Quantizer` for x_0."""
         statistics, level = self.statistics(), 0.0
         if self.parameter_network is not None:
@@ -531,7 +569,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         parameters.timestep = schedule.timestep_at(noise, 1 / sigma)
         return parameters, quantizer
 
-    def read_latent(self, parameters, payload, shape, noise):
+    def read_latent(
+        self, parameters: Parameters, payload: bytes, shape: tuple[int, int, int], noise: schedule.NoiseSchedule
+    ) -> tuple[Tensor, Tensor]:
         """y_hat and what the entropy model expects of it, [C, h, w] each, float64."""
         name = next(name for name, number in MODEL_NUMBERS.items() if number == parameters.model)
         if name == "hyperprior" and self.hyperprior is None:

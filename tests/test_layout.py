@@ -23,6 +23,7 @@ LAYERS = [
         "hub",
         "logistic",
         "perco_header",
+        "pil",
         "report",
     },
     {"calibration", "captions", "channels", "context_model", "grid_model", "latent_codec", "relic_header", "variance_head"},

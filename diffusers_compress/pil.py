@@ -1,0 +1,69 @@
+"""Compressed files as a format of Pillow: `register(pipe)`, then `Image.open("x.dfc")` and `image.save("x.dfc", bpp=0.05)`."""
+
+import math
+from dataclasses import replace
+from io import BytesIO
+from typing import IO
+
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageFile
+
+from diffusers_compress import bitstream
+
+FORMAT, SUFFIX = "DFC", ".dfc"
+registered: dict[
+    str, tuple[DiffusionPipeline, dict]
+] = {}  # codec -> its pipeline and options of `decompress`; the first one saves
+
+
+def register(pipe: DiffusionPipeline, **options) -> None:
+    """Let Pillow read files of this pipeline's codec and model, and write such files.
+
+    Call it once for each codec. `options` are those of `pipe.decompress`, such as num_inference_steps. To `save` belong those of
+    `pipe.compress`, with `bpp` for `target_bpp`, and `codec="relic"` where several are registered.
+    """
+    registered[type(pipe).__name__.removesuffix("Pipeline").lower()] = pipe, options
+    Image.register_open(FORMAT, CompressedImageFile, lambda prefix: prefix[0] == 0xDF and prefix[1] & 0xF0 == 0xC0)
+    Image.register_save(FORMAT, save)
+    Image.register_extension(FORMAT, SUFFIX)
+    Image.register_mime(FORMAT, "image/x-dfc")
+
+
+class CompressedImageFile(ImageFile.ImageFile):
+    """Tells its size at once; the model is called when the pixels are wanted.
+
+    Pillow's own limits of a picture's size hold (`Image.MAX_IMAGE_PIXELS`). Raises kinds of `BitstreamError`, and ValueError where no
+    pipeline of the file's codec is registered.
+    """
+
+    format = FORMAT
+    format_description = "Compressed by a diffusion model"
+
+    def _open(self) -> None:
+        self.data = self.fp.read()
+        header, _ = bitstream.read_header(self.data, replace(bitstream.DEFAULT_LIMITS, pixels=math.inf))
+        self._mode, self._size = "RGB", (header.width, header.height)
+        self.codec = bitstream.CODECS[header.codec].lower()
+        self.info = {"codec": self.codec, "bpp": 8 * len(self.data) / (header.width * header.height)}
+
+    def load(self):
+        if self.data is not None:
+            if self.codec not in registered:
+                raise ValueError(f"the file needs a {self.codec} pipeline; registered: {', '.join(registered) or 'none'}")
+            pipe, options = registered[self.codec]
+            limits = replace(bitstream.DEFAULT_LIMITS, pixels=max(bitstream.DEFAULT_LIMITS.pixels, self.width * self.height))
+            image = pipe.decompress(self.data, **{"limits": limits, **options}).images[0]
+            self.data, self.fp = None, BytesIO(image.tobytes())
+            self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, "RGB")]
+        return super().load()
+
+
+def save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
+    """Pillow's hook for `Image.save`."""
+    options = dict(image.encoderinfo)
+    codec = options.pop("codec", next(iter(registered)))
+    if codec not in registered:
+        raise ValueError(f"codec must be one of {', '.join(registered)}, not {codec!r}")
+    if "bpp" in options:
+        options["target_bpp"] = options.pop("bpp")
+    file.write(registered[codec][0].compress(image, **options).bitstreams[0])
