@@ -1,0 +1,92 @@
+"""The examples run as they stand, with the embedded model, on small pictures."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffusers_compress import DiffCPipeline, RelicPipeline
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """run(name, *arguments) in an empty folder -> what the example printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def pictures(photo, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        photo.rotate(180 * i).save(folder / f"{i}.png")
+    return folder
+
+
+def test_quickstart(run, pictures, tmp_path):
+    assert "bpp" in run("quickstart.py", pictures / "0.png")
+    assert (tmp_path / "photo.dfc").stat().st_size <= 0.1 * 96 * 64 / 8
+    assert Image.open(tmp_path / "decoded.png").size == (96, 64)
+
+
+def test_encode_folder(run, pictures, tmp_path):
+    run("encode_folder.py", pictures, tmp_path / "out", "--at-once", 2)
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["0.dfc", "1.dfc", "2.dfc"]
+    assert all(path.stat().st_size <= 0.1 * 96 * 64 / 8 for path in (tmp_path / "out").iterdir())
+
+
+def test_progressive_preview(run, pictures, tmp_path):
+    lines = run("progressive_preview.py", pictures / "0.png").splitlines()
+    arrived, whole = zip(*(map(int, line.split()[::2][:2]) for line in lines))
+    assert list(arrived) == sorted(arrived) and len(set(arrived)) == 4 and arrived[-1] == whole[-1]
+    assert Image.open(tmp_path / "progressive.png").size == (4 * 96 + 3 * 8, 64)
+
+
+def test_realism(run, pictures, tmp_path):
+    lines = run("realism.py", pictures / "0.png", "--bpp", 0.06).splitlines()
+    decibels = [float(line.split()[-2]) for line in lines]
+    assert len(lines) == 5 and decibels[0] > decibels[2] and decibels[3] > decibels[4] > 10
+    assert Image.open(tmp_path / "realism.png").size == (6 * 96 + 5 * 8, 64)
+
+
+def test_calibrate_and_push(run, pictures, tmp_path, tiny_sd_folder):
+    options = [
+        "--model",
+        tiny_sd_folder,
+        "--license",
+        "mit",
+        "--rates",
+        0.2,
+        "--held-out",
+        1,
+        "--folder",
+        tmp_path / "repository",
+    ]
+    run("calibrate_and_push.py", pictures, "me/codec", *options)
+    assert json.loads((tmp_path / "repository/model_index.json").read_text())["_class_name"] == ["pipeline", "DiffCPipeline"]
+    for pipeline in (DiffCPipeline, RelicPipeline):
+        assert {"error", "latent"} == pipeline.from_pretrained(tmp_path / "repository").config.calibration.keys()
+
+
+def test_sdxl_and_flux(run, pictures, tmp_path):
+    assert "StableDiffusion: v_prediction, latents of 8 channels" in run("sdxl_and_flux.py", pictures / "0.png", "--bpp", 0.1)
+    assert Image.open(tmp_path / "decoded.png").size == (96, 64)
+
+
+def test_every_example_is_run():
+    tested = {"rd_curve.py", "ray_data.py", "webdataset_train.py"}  # in test_results.py and test_batch_examples.py
+    text = Path(__file__).read_text(encoding="utf-8")
+    names = {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("train_")}
+    assert {name for name in names - tested if f'run("{name}"' not in text} == set()
