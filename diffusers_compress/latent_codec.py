@@ -95,25 +95,29 @@ class LatentCodecMixin:
         """Let the walks of `diffusion.run` share the network, each with its prompt."""
         return self.with_network(lambda network: diffusion.run(walks, network), prompts, guidance_scale)
 
-    def with_network(self, loop: Callable, prompts: list[str], guidance_scale: float = 1.0) -> list:
-        """loop(network), where network(x_t [B, C, h, w], t [B], i [B]) is the denoiser's output for pictures i, each with its prompt."""
+    def with_network(self, loop: Callable, prompts: list[str], guidance_scale: float = 1.0, beside: Tensor | None = None) -> list:
+        """loop(network), where network(x_t [B, C, h, w], t [B], i [B]) is the denoiser's output for pictures i, each with its prompt.
+
+        beside: further channels that the denoiser sees of each picture, guided or not.
+        """
         told = self.encode_prompt(prompts)
-        empty = self.encode_prompt([""] * len(prompts)) if guidance_scale > 1 else None
+        empty = self.encode_prompt([""] * len(prompts)) if guidance_scale > 1 and any(prompts) else None
         callback, names = self._watch
         step = 0
         with self.progress_bar(total=0) as bar:
 
             def network(x_t, timesteps, active):
                 nonlocal step
-                output = self.predict(x_t, timesteps, {name: rows[active] for name, rows in told.items()})
+                seen = x_t if beside is None else torch.cat([x_t, beside[active]], 1)
+                output = self.predict(seen, timesteps, {name: rows[active] for name, rows in told.items()})
                 if empty is not None:
                     # Ho & Salimans 2022, classifier-free guidance
-                    unguided = self.predict(x_t, timesteps, {name: rows[active] for name, rows in empty.items()})
+                    unguided = self.predict(seen, timesteps, {name: rows[active] for name, rows in empty.items()})
                     output = unguided + guidance_scale * (output - unguided)
                 bar.update()
                 if callback is not None:  # both ends must hold the same x_t: what it returns counts for nothing
-                    seen = {"latents": x_t, "noise_pred": output}
-                    callback(self, step, max(timesteps), {name: seen[name].clone() for name in names})
+                    tensors = {"latents": x_t, "noise_pred": output}
+                    callback(self, step, max(timesteps), {name: tensors[name].clone() for name in names})
                 step += 1
                 return output
 

@@ -8,15 +8,23 @@ Careil et al., Towards image compression with perfect realism at ultra-low bitra
 The file is small whatever the picture: the grid has so many cells per pixel, and nothing that is read depends on a network's output.
 """
 
+import os
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_compress import adapter, bitstream, captions, common_randomness, diffusion, families, grid_model, images
 from diffusers_compress.bitstream import PERCO, BitReader, BitWriter, Corrupt, Header, WrongModel
 from diffusers_compress.entropy import Decoder, Encoder
-from diffusers_compress.latent_codec import LatentCodecMixin, check_output, groups_of
+from diffusers_compress.latent_codec import LatentCodecMixin, check_output, groups_of, watched
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
 from diffusers_compress.perco_header import BYTES, MAX_SEED, NO_CAPTION, WORDS, Parameters
 from diffusers_compress.vq import HyperEncoder
@@ -127,7 +135,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
 
     @classmethod
-    def from_pretrained(cls, model, preset: str | float | None = None, **options):
+    def from_pretrained(cls, model: str | os.PathLike, preset: str | float | None = None, **options) -> Self:
         """As diffusers', and takes an adapter too.
 
         Of a folder with adapters for several rates `preset` names one ("0.0019"), or says how many bits per pixel the grid may take.
@@ -151,11 +159,11 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
     @torch.no_grad()
     def compress(
         self,
-        image,
+        image: PipelineImageInput,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
         prompt: str | list[str] = "",
-        captioner=None,
+        captioner: Callable | None = None,
         seed: int = 0,
         batch_size: int = 8,
     ) -> CompressOutput:
@@ -201,6 +209,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
 
     @torch.no_grad()
+    @watched
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
@@ -211,6 +220,8 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         allow_other_model: bool = False,
         limits: bitstream.Limits = bitstream.DEFAULT_LIMITS,
         batch_size: int = 8,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
@@ -223,6 +234,10 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             output_type: "pil", "np" or "pt".
             allow_other_model: decode although the file was made with other weights (the codebook must be the file's own).
             limits: sizes that a file may claim.
+            batch_size: files of like size that go through the network together at most.
+            callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
+                dictionary of the tensors named in `callback_on_step_end_tensor_inputs`: "latents", x_t, and "noise_pred", the network's
+                output. It looks on: what it returns counts for nothing.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
@@ -251,34 +266,40 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def __call__(
         self,
-        image,
+        image: PipelineImageInput,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
         prompt: str | list[str] = "",
-        captioner=None,
+        captioner: Callable | None = None,
         seed: int = 0,
         num_images: int = 1,
         num_inference_steps: int = 20,
         guidance_scale: float = 3.0,
         output_type: str = "pil",
         return_dict: bool = True,
-    ):
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> RoundTripOutput | tuple:
         """The round trip: `compress`, then `decompress` of those files; the arguments are theirs."""
         check_output(num_inference_steps, output_type)
         sent = self.compress(image, target_bpp, max_bytes, prompt, captioner, seed)
-        decoded = self.decompress(sent.bitstreams, num_images, num_inference_steps, guidance_scale, output_type)
+        watch = {
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+        }
+        decoded = self.decompress(sent.bitstreams, num_images, num_inference_steps, guidance_scale, output_type, **watch)
         output = RoundTripOutput(images=decoded.images, **sent)
         return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------------------ steps
 
-    def check_trained(self):
+    def check_trained(self) -> None:
         """ValueError unless the UNet sees the hyper-encoder's features."""
         channels = self.vae.config.latent_channels
         if self.hyper_encoder is None or self.unet.config.in_channels != channels + self.hyper_encoder.config.out_channels:
             raise ValueError(UNTRAINED)
 
-    def file(self, header, grid, caption, seed):
+    def file(self, header: Header, grid: np.ndarray, caption: str, seed: int) -> bytes:
         """The smallest file of a grid [a, b] and a caption."""
         vocabulary, codebook = captions.vocabulary_of(self.tokenizer), self.hyper_encoder.law()
         way, encode_caption = captions.choose(caption, self.tokenizer, vocabulary)
@@ -291,7 +312,9 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             files.append(bitstream.pack(whole, pack_payload(grid, codebook, modelled, encode_caption)))
         return min(files, key=len)
 
-    def read_payload(self, payload, parameters, latent_shape, limits):
+    def read_payload(
+        self, payload: bytes, parameters: Parameters, latent_shape: tuple[int, int, int], limits: bitstream.Limits
+    ) -> tuple[Tensor, str]:
         """(grid [a, b], caption) of a file. WrongModel if this model has another grid, or the caption needs another tokenizer."""
         config, codebook = self.hyper_encoder.config, self.hyper_encoder.law()
         if (parameters.stride, parameters.bits) != (config.stride, bits_of(codebook.size)):
@@ -312,35 +335,31 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         )
         return torch.from_numpy(grid), caption
 
-    def paint(self, grids, texts, seeds, shape, num_inference_steps, guidance_scale):
+    def paint(
+        self,
+        grids: Tensor,
+        texts: list[str],
+        seeds: list[int],
+        shape: tuple[int, int, int],
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> Tensor:
         """x_0 [B, C, h, w] from grids [B, a, b], captions and seeds, in so many network calls."""
         noise, device = self.noise_schedule(), self._execution_device
         count, last = shape[0] * shape[1] * shape[2], noise.alpha.numel() - 1
         x_t = torch.stack([common_randomness.normals(count, common_randomness.START, seed).reshape(shape) for seed in seeds])
         z_hat = self.hyper_encoder.decode(grids.to(device), *shape[1:]).float()
-        told = self.encode_prompt(list(texts))["text"]
-        empty = self.encode_prompt([""] * len(texts))["text"] if guidance_scale > 1 and any(texts) else None
-        with self.progress_bar(total=num_inference_steps) as bar:
-
-            def network(x_t, timesteps, active):
-                bar.update()
-                seen = torch.cat([x_t, z_hat[active]], 1)
-                output = self.predict(seen, timesteps, {"text": told[active]})
-                if empty is None:
-                    return output
-                # Ho & Salimans 2022, classifier-free guidance; the sketch is seen in both branches
-                unguided = self.predict(seen, timesteps, {"text": empty[active]})
-                return unguided + guidance_scale * (output - unguided)
-
-            walks = [diffusion.solve(x, last, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)]
-            return torch.cat(diffusion.run(walks, network))
+        walks = [diffusion.solve(x, last, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)]
+        return torch.cat(
+            self.with_network(lambda network: diffusion.run(walks, network), list(texts), guidance_scale, beside=z_hat)
+        )
 
     @property
-    def family(self):
+    def family(self) -> families.StableDiffusion:
         """Stable Diffusion's, but that the UNet sees more channels."""
         return families.StableDiffusion(self)
 
-    def fingerprint(self):
+    def fingerprint(self) -> bytes:
         """Four bytes that tell this model from others, its codebook's law and its tokenizer's vocabulary included."""
         config = {"law": self.hyper_encoder.law().identity(), "vocabulary": captions.vocabulary_of(self.tokenizer).identity}
         return super().fingerprint({"hyper_encoder": self.hyper_encoder}, config)
