@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_perco import make as perco
 
 from diffusers_compress import DiffCPipeline, RelicPipeline
 
@@ -85,8 +86,16 @@ def test_sdxl_and_flux(run, pictures, tmp_path):
     assert Image.open(tmp_path / "decoded.png").size == (96, 64)
 
 
+def test_captions(run, pictures, tmp_path, tiny_sd_folder):
+    perco(tiny_sd_folder).save_pretrained(tmp_path / "perco")
+    lines = run("captions.py", pictures / "0.png", "a house", "two houses", "--model", tmp_path / "perco").splitlines()
+    sizes = [int(line.split()[0]) for line in lines]
+    assert sizes[0] < sizes[1] and lines[1].endswith(": two houses")
+    assert Image.open(tmp_path / "captions.png").size == (3 * 96 + 2 * 8, 64)
+
+
 def test_every_example_is_run():
-    tested = {"rd_curve.py", "ray_data.py", "webdataset_train.py"}  # in test_results.py and test_batch_examples.py
+    tested = {"convert_perco.py", "rd_curve.py", "ray_data.py", "webdataset_train.py"}  # in test files of their own
     text = Path(__file__).read_text(encoding="utf-8")
     names = {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("train_")}
     assert {name for name in names - tested if f'run("{name}"' not in text} == set()
