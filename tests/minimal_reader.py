@@ -788,8 +788,9 @@ def words_caption(reader, spelling):
         word = word.decode()
         stop = lambda word: word in (".", "!", "?")  # noqa: E731
         case = reader.under([32, 30, 2] if before is None or stop(before) else [60, 3, 1])
-        glued = before is None or reader.under([63, 1] if word[0].isalnum() else [1, 15])
-        text += ("" if glued else " ") + [word, word[0].upper() + word[1:], word.upper()][case]
+        large = "".join(letter.upper() if letter < "\x7f" else letter for letter in word)
+        glued = before is None or reader.under([1, 15] if "!" <= word[0] <= "~" and not word[0].isalnum() else [63, 1])
+        text += ("" if glued else " ") + [word, large[0] + word[1:], large][case]
         if reader.under([1, 3] if stop(word) else [15, 1]):
             return text
         before = word
