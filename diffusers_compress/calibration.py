@@ -68,12 +68,12 @@ def _level(pipe, latents, statistics, step):
     return round((low + high) / 2, 3)
 
 
-def texture(x: Tensor) -> float:
-    """Power of pictures [B, 3, H, W] above an eighth of a cycle a pixel, in brightness."""
+def texture(x: Tensor) -> Tensor:
+    """Power of pictures [B, 3, H, W] above an eighth of a cycle a pixel, in brightness: a scalar."""
     y = x.mean(1) - x.mean((1, 2, 3), keepdim=True)[:, 0]
     y = y * torch.hann_window(y.shape[-2], device=y.device)[:, None] * torch.hann_window(y.shape[-1], device=y.device)
     rows, columns = (torch.fft.fftfreq(side, device=y.device) for side in y.shape[-2:])
-    return float((torch.fft.fft2(y).abs().square() * (rows[:, None] ** 2 + columns**2 > 1 / 64)).sum())
+    return (torch.fft.fft2(y).abs().square() * (rows[:, None] ** 2 + columns**2 > 1 / 64)).sum()
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ STEP_WIDTHS = (0.05, 2.4)  # log-uniform in training
 SHARES = (0.1, 2.0)  # log-uniform in training: channels below such a share of the quantization noise are not coded
 VALIDATION_STEPS = (0.1, 0.4, 1.6)
 DITHERED = 0.8  # share of the training steps
+TEXTURE_WEIGHT = 4
 
 
 def parse_args():
@@ -106,7 +107,8 @@ def train_hyperprior(accelerator, latents, validation, statistics, args):
 
 
 def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
-    """Rate and error of the denoised latent together, and its texture, through the frozen UNet; the rate is that of Gaussian parts.
+    """Rate and error of the denoised latent together, and its picture's texture, through the frozen model; the rate is that of Gaussian
+    parts.
 
     With noise of variance N = D^2 / 12 a bit is worth 2 ln 2 N where there is much power, which makes D itself the trade-off.
     """
@@ -114,6 +116,7 @@ def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
     stage = Stage(accelerator, "quantizer", ParameterNetwork(len(mean)), args.quantizer_lr, args.quantizer_minutes, args)
     generator, noise = stage.generator, schedule.from_scheduler(pipe.scheduler)
     pipe.unet.requires_grad_(False)
+    pipe.vae.requires_grad_(False)
     empty = {name: rows.detach() for name, rows in pipe.encode_prompt([""]).items()}
 
     def denoise(x, sigma):
@@ -137,8 +140,8 @@ def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
         x_0_hat = denoise(x_0_hat + (x - x_0_hat) / 2, sigma / 2) - mean[:, None, None]  # on along the ODE, Song et al. 2021
         error = (x_0_hat - y).square().sum(1).mean() / (step**2 / 12)
         rate = 2 * math.log(2) * (bits * coded).sum()
-        rough = [(z[..., 1:] - z[..., :-1]).square().mean((0, 2, 3)) for z in (x_0_hat, y)]
-        return error, rate, (rough[0] / rough[1]).log()[coded].square().mean()
+        kept, wanted = (calibration.texture(pipe.decode_latent(z + mean[:, None, None])) for z in (x_0_hat, y))
+        return error, rate, TEXTURE_WEIGHT * (kept / wanted).log().square()
 
     def loss_of(model):
         y = batch_of_crops(latents, torch.randint(len(latents), (1,), generator=generator).tolist(), 32, generator)
