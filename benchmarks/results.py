@@ -6,7 +6,6 @@ Goes on where it was stopped, in the folder `--work`, which also holds the repor
 """
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,12 @@ from diffusers_compress.report import (
     write_report,
 )
 
-RATES = [0.02, 0.05, 0.1]
-BASELINE_RATES = [*RATES, 0.2, 0.4]  # where most codecs of today begin
+# Codecs and the bits per pixel not to exceed: PerCo's are those of its two models, and most codecs of today begin at 0.2.
+MEASURED = [
+    (["diffc", "relic", "diffc:decode.reconstruction=denoised"], [0.02, 0.05, 0.1]),
+    (["perco"], [0.004, 0.14]),
+    (list(BASELINES), [0.02, 0.05, 0.1, 0.2, 0.4]),
+]
 METRICS = (*metrics.WITHOUT_WEIGHTS, "lpips_alex", "dists")
 ANCHOR = "jpeg2000"  # the one codec of today that reaches all rates
 COMMAND = "python benchmarks/results.py KODAK_FOLDER BSDS_FOLDER --jobs {jobs}"
@@ -69,16 +72,11 @@ PEERS = [
 ]
 
 
-def own_codecs():
-    """Our pipelines, as far as they exist, and DiffC's preview."""
-    names = [name for name, (module, *_) in PIPELINES.items() if find_spec(f"diffusers_compress.pipelines.{module}")]
-    return [parse_codec(name, embedded_model(name)) for name in [*names, "diffc:decode.reconstruction=denoised"]]
-
-
 def measure(folder, out, args):
     """Rows of our codecs and of today's."""
     rows = []
-    for codecs, rates in ((own_codecs(), RATES), ([parse_codec(name) for name in BASELINES], BASELINE_RATES)):
+    for names, rates in MEASURED:
+        codecs = [parse_codec(name, embedded_model(name)) for name in names]
         with Progress() as bar:
             task = bar.add_task(f"{folder.name}: {codecs[0].label}, ...", total=None)
             show = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
