@@ -115,6 +115,15 @@ Jobs = Annotated[int, typer.Option(min=1, help="Processes, of one thread each if
 Anchor = Annotated[str, typer.Option(help="Codec that BD-rates compare with. Default: the first.")]
 Calibrated = Annotated[Path, typer.Option("--out", help="New folder for the calibrated model.", show_default=False)]
 MaxPictures = Annotated[int, typer.Option(min=1, help="Evenly from the folder. Each takes about a hundred network calls.")]
+Repository = Annotated[
+    str, typer.Argument(metavar="NAME/REPOSITORY", help="On the Hub; made if it is not there.", show_default=False)
+]
+CardPictures = Annotated[
+    Path | None, typer.Option("--pictures", exists=True, file_okay=False, help="Folder, for the card's table of rates and PSNR.")
+]
+CardRates = Annotated[str, typer.Option("--bpp", help="Rates of that table, commas between.")]
+License = Annotated[str | None, typer.Option(help="Default: that of the model's card.")]
+Private = Annotated[bool, typer.Option("--private", help="For you alone, if the repository is new.")]
 Anew = Annotated[bool, typer.Option("--force", help="Begin anew, also in a folder with other files or settings.")]
 
 app = typer.Typer(add_completion=False, help="Photos to small files and back with diffusion models.")
@@ -366,6 +375,29 @@ def calibrate_command(
     print(f"{out}: calibrated on {len(pictures)} pictures, {clock.seconds:.1f} s")
     if getattr(pipe, "variance_head", None) is not None:
         print("note: the model's variance head was trained on top of another calibration; train it again")
+
+
+@app.command("push")
+def push_command(
+    repository: Repository,
+    pictures: CardPictures = None,
+    max_pictures: MaxPictures = 16,
+    bpp: CardRates = "0.05,0.1,0.2",
+    license: License = None,
+    private: Private = False,
+    codec: CodecName = "diffc",
+    preset: Preset = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+):
+    """Share a model as a codec on the Hub, with a card that says how to load it and what it was measured to do."""
+    rates = [float(rate) for rate in bpp.split(",")]
+    measured = some_pictures(pictures, max_pictures) if pictures else []
+    pipe = load(model, device, dtype, codec, preset)
+    with phase("measuring and pushing", pipe):
+        address = pipe.push_to_hub(repository, license, measured, rates, private=private or None)
+    print(address)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,14 +11,18 @@ import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig, StableDiffusionPipeline
 from PIL import Image
 
-CLASSES = {"diffc": "DiffCPipeline", "relic": "RelicPipeline"}
+CLASSES = {"diffc": "DiffCPipeline", "relic": "RelicPipeline", "perco": "PerCoPipeline"}
 SD = "them/sd"
 
 
 def coded(pipe):
     pipe.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 2} if type(pipe).__name__ == "DiffCPipeline" else {}
-    return pipe.compress(photo, max_bytes=100, **options).bitstreams[0].hex()
+    options = {
+        "DiffCPipeline": {"max_bytes": 100, "num_inference_steps": 2},
+        "RelicPipeline": {"max_bytes": 100},
+        "PerCoPipeline": {},
+    }
+    return pipe.compress(photo, **options[type(pipe).__name__]).bitstreams[0].hex()
 
 
 photo, plain, saved, files = Image.open(sys.argv[1]), *sys.argv[2:]
@@ -32,7 +36,8 @@ for codec, name in CLASSES.items():
     import diffusers_compress
 
     ours = getattr(diffusers_compress, name)
-    for where, source in {"folder": plain, "id": SD, "saved": f"{saved}/{codec}", "pushed": pushed}.items():
+    sources = {"saved": f"{saved}/{codec}", "pushed": pushed} | ({"folder": plain, "id": SD} if codec != "perco" else {})
+    for where, source in sources.items():
         pipe = ours.from_pretrained(source)
         cells[codec, where, "class"] = coded(pipe)
         if where in ("folder", "id", "saved"):
@@ -40,6 +45,13 @@ for codec, name in CLASSES.items():
             by_id = DiffusionPipeline.from_pretrained(source, custom_pipeline=pushed, trust_remote_code=True)
             assert type(by_id) is ours
             cells[codec, where, "custom id"] = coded(by_id)
+
+    cells[codec, "option", "local_files_only"] = coded(ours.from_pretrained(pushed, local_files_only=True))
+    cells[codec, "option", "device_map"] = coded(ours.from_pretrained(pushed, device_map="cpu"))
+    mixed = ours.from_pretrained(pushed, dtype={"vae": torch.float32, "default": torch.bfloat16})
+    cells[codec, "option", "dtype"] = (mixed.vae.dtype, mixed.unet.dtype) == (torch.float32, torch.bfloat16)
+    if codec == "perco":  # a plain model is not trained for it
+        continue
 
     theirs = StableDiffusionPipeline.from_pretrained(plain)
     pipe = ours.from_pipe(theirs, dtype=theirs.dtype)
@@ -51,14 +63,10 @@ for codec, name in CLASSES.items():
     # what from_pretrained passes on
     old, new = ours.from_pretrained(SD, revision="old"), ours.from_pretrained(SD)
     cells[codec, "option", "revision"] = old.fingerprint() != new.fingerprint()
-    cells[codec, "option", "local_files_only"] = coded(ours.from_pretrained(SD, local_files_only=True))
     half = ours.from_pretrained(SD, variant="fp16", dtype=torch.float16)
     cells[codec, "option", "variant"] = (
         half.unet.dtype == half.vae.dtype == torch.float16 and half.fingerprint() == new.fingerprint()
     )
-    mixed = ours.from_pretrained(SD, dtype={"vae": torch.float32, "default": torch.bfloat16})
-    cells[codec, "option", "dtype"] = (mixed.vae.dtype, mixed.unet.dtype) == (torch.float32, torch.bfloat16)
-    cells[codec, "option", "device_map"] = coded(ours.from_pretrained(SD, device_map="cpu"))
     try:
         config = PipelineQuantizationConfig(
             quant_backend="bitsandbytes_4bit", quant_kwargs={"load_in_4bit": True}, components_to_quantize=["unet"]

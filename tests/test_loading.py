@@ -14,11 +14,13 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import save_file
+from test_perco import make as perco
 
-from diffusers_compress import DiffCPipeline, RelicPipeline, VarianceHead, hub
+from diffusers_compress import DiffCPipeline, PerCoPipeline, RelicPipeline, VarianceHead, hub
 
 ROOT = Path(__file__).parents[1]
-CLASSES = {"diffc": DiffCPipeline, "relic": RelicPipeline}
+CLASSES = {"diffc": DiffCPipeline, "relic": RelicPipeline, "perco": PerCoPipeline}
+UNTRAINED = ("folder", "id", "pipe")  # rows that PerCo, which must be trained, does not have
 COLUMNS = ["class", "file", "custom id", "trusted"]
 ROWS = {"folder": COLUMNS[:3], "id": COLUMNS[:3], "saved": COLUMNS[:3], "pushed": ["class", "trusted"], "pipe": ["class", "file"]}
 OPTIONS = ["revision", "local_files_only", "variant", "dtype", "device_map", "quantization_config"]
@@ -47,10 +49,12 @@ def world(tmp_path_factory, photo):
     add_safety_checker(folder / "hub/them/sd@old", torch.ones(1))
     (folder / "hub/them/sd/README.md").write_text("---\nlicense: openrail++\n---\n")
     (folder / "home").mkdir()
-    for codec, pipeline in CLASSES.items():
-        extra = {"variance_head": head()} if codec == "diffc" else {}
-        pipeline.from_pretrained(folder / "plain", **extra).save_pretrained(folder / "saved" / codec)
+    DiffCPipeline.from_pretrained(folder / "plain", variance_head=head()).save_pretrained(folder / "saved" / "diffc")
+    RelicPipeline.from_pretrained(folder / "plain").save_pretrained(folder / "saved" / "relic")
+    perco(folder / "plain").save_pretrained(folder / "saved" / "perco")
     photo.save(folder / "photo.png")
+    (folder / "photos").mkdir()
+    photo.save(folder / "photos" / "photo.png")
     return folder
 
 
@@ -79,18 +83,23 @@ def address(world):
 PUSH = """
 import sys
 from PIL import Image
-from diffusers_compress import DiffCPipeline, RelicPipeline
-for codec, pipeline in {"diffc": DiffCPipeline, "relic": RelicPipeline}.items():
+from diffusers_compress import DiffCPipeline, PerCoPipeline
+from diffusers_compress.cli import main
+for codec, pipeline in {"diffc": DiffCPipeline, "perco": PerCoPipeline}.items():
     pipe = pipeline.from_pretrained(f"{sys.argv[2]}/{codec}")
     pipe.set_progress_bar_config(disable=True)
-    pipe.push_to_hub(f"me/{codec}", license="mit", pictures=[Image.open(sys.argv[1])], rates=(0.2,))
+    print(pipe.push_to_hub(f"me/{codec}", license="mit", pictures=[Image.open(sys.argv[1])], rates=(0.2,)))
+arguments = ["--codec", "relic", "--model", f"{sys.argv[2]}/relic", "--license", "mit", "--pictures", sys.argv[3], "--bpp", "0.2"]
+sys.exit(main(["push", "me/relic", *arguments, "--device", "cpu"]))
 """
 
 
 @pytest.fixture(scope="module")
 def cells(world, address):
     """(codec, row, column) -> what the fresh process says of it; two repositories were pushed before."""
-    run_with_hub(address, world / "home", ["-c", PUSH], world / "photo.png", world / "saved")
+    said = run_with_hub(address, world / "home", ["-c", PUSH], world / "photo.png", world / "saved", world / "photos")
+    for line, codec in zip(said.splitlines(), ("diffc", "perco", "relic"), strict=True):
+        assert line.startswith(f"{address}/me/{codec}/commit/")
     program = [str(ROOT / "tests" / "loading_cells.py")]
     output = run_with_hub(
         address, world / "home", program, world / "photo.png", world / "plain", world / "saved", ROOT / "pipelines"
@@ -102,25 +111,41 @@ def cells(world, address):
 def expected(world, photo):
     """(codec, whether from one of our own repositories) -> the file of the photo."""
 
-    def coded(codec, folder, **extra):
-        pipe = CLASSES[codec].from_pretrained(folder, **extra)
+    def coded(codec, folder):
+        pipe = CLASSES[codec].from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
-        return pipe.compress(photo, max_bytes=100, **({"num_inference_steps": 2} if codec == "diffc" else {})).bitstreams[0].hex()
+        options = {"max_bytes": 100} if codec != "perco" else {}
+        options |= {"num_inference_steps": 2} if codec == "diffc" else {}
+        return pipe.compress(photo, **options).bitstreams[0].hex()
 
-    kinds = {False: world / "plain", True: world / "saved"}
-    return {(codec, own): coded(codec, folder / codec if own else folder) for codec in CLASSES for own, folder in kinds.items()}
+    return {(codec, True): coded(codec, world / "saved" / codec) for codec in CLASSES} | {
+        (codec, False): coded(codec, world / "plain") for codec in ("diffc", "relic")
+    }
 
 
 @pytest.mark.parametrize("row, column", [(row, column) for row, columns in ROWS.items() for column in columns])
 @pytest.mark.parametrize("codec", CLASSES)
 def test_every_way_of_loading_gives_the_same_bytes(cells, expected, codec, row, column):
-    assert cells[codec, row, column] == expected[codec, row in ("saved", "pushed")]
+    if codec == "perco" and row in UNTRAINED:
+        assert (codec, row, column) not in cells
+    else:
+        assert cells[codec, row, column] == expected[codec, row in ("saved", "pushed")]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("codec", CLASSES)
+@pytest.mark.parametrize("codec", ("diffc", "relic"))
 def test_options_are_passed_on(cells, expected, codec, option):
-    assert cells[codec, "option", option] in (True, expected[codec, False])
+    assert cells[codec, "option", option] in (True, expected[codec, True])
+
+
+@pytest.mark.parametrize("option", ["local_files_only", "dtype", "device_map"])
+def test_options_are_passed_on_to_a_trained_model(cells, expected, option):
+    assert cells["perco", "option", option] in (True, expected["perco", True])
+
+
+def test_a_plain_model_is_not_trained_for_perco(world):
+    with pytest.raises(ValueError, match="needs a model that was trained for it"):
+        PerCoPipeline.from_pretrained(world / "plain")
 
 
 def test_the_table_of_the_docs_has_these_cells():
