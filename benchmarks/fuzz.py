@@ -13,15 +13,19 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 with atheris.instrument_imports(include=["diffusers_compress"]):
-    from diffusers_compress import bitstream
-    from diffusers_compress.pipelines import diffc, relic
+    from diffusers_compress import bitstream, captions
+    from diffusers_compress.pipelines import diffc, perco, relic
 
+from golden import make  # noqa: E402
 from robustness import files, parsed, parts, seal  # noqa: E402
 
 LIMITS = bitstream.Limits(pixels=32 * 32)
 LARGEST = 400  # bytes of an input that is kept
+CODEBOOK = make.hyper_encoder().law()
+VOCABULARY = captions.vocabulary_of(make.tokenizer(captions.ALPHABET, make.MERGES))
 
 
 def read(data):
@@ -33,9 +37,14 @@ def read(data):
         _, parameters, payload = relic.read_file(data, LIMITS)
         statistics = {"mean": [0.0] * 4, "std": [1.0] * 4}
         relic.EntropyModel(statistics).receive(relic.Quantizer(parameters, statistics, shape), payload)
-    elif header.codec == bitstream.DIFFC:
-        _, parameters, messages, _ = diffc.read_file(data, LIMITS)
-        diffc.Parameters.from_bytes(parameters.to_bytes())
+    elif header.codec == bitstream.PERCO:
+        _, parameters, payload = perco.read_file(data, LIMITS)
+        grid = tuple(-(-side // parameters.stride) for side in shape[1:])
+        caption = lambda decoder: captions.decode(parameters.caption, decoder, VOCABULARY, LIMITS)  # noqa: E731
+        perco.unpack_payload(payload, parameters, grid, CODEBOOK, caption)
+    else:
+        _, parameters, *_ = diffc.read_file(data, LIMITS)
+        assert diffc.Parameters.from_bytes(parameters.to_bytes()) == parameters
 
 
 def one_input(data):

@@ -58,8 +58,10 @@ class LatentCodecMixin:
         return super().from_pretrained(*arguments, **{"use_safetensors": True, **options})
 
     @classmethod
-    def _dict_from_json_file(cls, json_file):
-        return hub.known_index(super()._dict_from_json_file(json_file), set(inspect.signature(cls.__init__).parameters))
+    def _dict_from_json_file(cls, json_file, **options):
+        return hub.known_index(
+            super()._dict_from_json_file(json_file, **options), set(inspect.signature(cls.__init__).parameters)
+        )
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
