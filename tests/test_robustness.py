@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import random
 import re
 import zlib
@@ -96,6 +97,16 @@ def test_the_check_sees_crashes_and_hangs(monkeypatch):
     monkeypatch.setattr(robustness, "SECONDS", 0.1)
     assert robustness.outcome(crash, b"x") == "crash: KeyError: b'x'"
     assert robustness.outcome(hang, b"x") == "hang"
+
+
+def test_the_page_is_filled_in():
+    results = [json.loads(json.dumps(robustness.counted("container", 60)))]
+    assert sum(results[0]["outcomes"].values()) == 60 and not results[0]["crashes"]
+    template = (TESTS.parent / "benchmarks" / "robustness.md").read_text(encoding="utf-8")
+    text = robustness.page(
+        results, [["relic", "", "decoded", "0.1", "0"]], [["DiffC"] * 6], 0.5, robustness.check_rows(3, 64), template
+    )
+    assert "{" not in text and "| container | 60 |" in text and "| relic |  | decoded |" in text
 
 
 def test_no_section_of_a_file_asks_for_memory_that_it_does_not_bring():
