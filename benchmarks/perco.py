@@ -116,7 +116,7 @@ def main():
     for preset in args.presets:
         mine = [row for row in rows if row["preset"] == preset]
         mean = {
-            name: np.mean([row[name] for row in mine])
+            name: np.mean([row[name] for row in mine if name in row])
             for name in ("bytes", "header", "indices", "fixed", "with_caption", "two_seeds")
         }
         right, wrong = cross(args.files / preset, pictures)
@@ -128,7 +128,7 @@ def main():
             f"{wrong:.2f}",
             f"{right - wrong:.2f}",
             f"{mean['two_seeds']:.2f}",
-            str(max(row["same_seed"] for row in mine)),
+            str(max(row.get("same_seed", 0) for row in mine)),
         ]
         print(f"| {preset} |", " | ".join(cells), "|")
         print(
