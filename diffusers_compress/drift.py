@@ -22,13 +22,13 @@ BOUND = 1 / 16  # where `warn` speaks; ROBUSTNESS.md has how often it errs
 def projections(x_t: Tensor) -> Tensor:
     """x_t of n elements -> [PROJECTIONS] float64: its inner products with random signs, over sqrt(n)."""
     x = x_t.detach().cpu().double().flatten()
-    return directions(len(x)) @ x / math.sqrt(len(x))
+    return torch.stack([(signs * x).sum() for signs in directions(len(x))]) / math.sqrt(len(x))
 
 
-@functools.lru_cache(4)
+@functools.lru_cache(1)
 def directions(n: int) -> Tensor:
-    """Random signs [PROJECTIONS, n] float64."""
-    return torch.stack([common_randomness.signs(n, k, stream=common_randomness.CHECK) for k in range(PROJECTIONS)]).double()
+    """Random signs [PROJECTIONS, n] int8."""
+    return torch.stack([common_randomness.signs(n, k, stream=common_randomness.CHECK).char() for k in range(PROJECTIONS)])
 
 
 def check_of(x_t: Tensor) -> int:
