@@ -47,7 +47,7 @@ class LatentCodecMixin:
 
     _callback_tensor_inputs = ["latents", "noise_pred"]
     _watch = None, []  # callback, and what it is given
-    _exclude_from_cpu_offload = ["hyperprior", "parameter_network"]  # small, and run on the CPU anyway
+    _exclude_from_cpu_offload = ["hyperprior", "parameter_network", "hyper_encoder"]  # small, and read outside their forward
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
     @classmethod
