@@ -28,7 +28,7 @@ def tiny_sd_folders(tmp_path_factory):
 
     folders = {}
     for prediction_type, make in (("epsilon", tiny_models.sd_epsilon), ("v_prediction", tiny_models.sd_v_prediction)):
-        folders[prediction_type] = str(tmp_path_factory.mktemp(f"tiny_sd_{prediction_type}"))
+        folders[prediction_type] = str(tmp_path_factory.mktemp(f"tiny_sd_{prediction_type}") / "model")
         make().save_pretrained(folders[prediction_type])
     return folders
 
