@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Tests that draw see the same numbers each time, alone or among others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_sd_folders(tmp_path_factory):
     """Prediction type -> path of a StableDiffusionPipeline that diffusers itself saved."""

@@ -86,7 +86,9 @@ def test_published_shapes_make_a_hyper_encoder(converter, size, codebook_size, c
     )
     indices = hyper_encoder.encode(x)
     assert indices.shape == (1, size // 4, size // 4)
-    assert torch.equal(torch.cdist(points.flatten(0, 2), state["quantizer._codebook.embed"][0]).argmin(1), indices.flatten())
+    distances = torch.cdist(points.flatten(0, 2).double(), state["quantizer._codebook.embed"][0].double())
+    chosen = distances.gather(1, indices.flatten()[:, None])[:, 0]
+    assert (chosen <= distances.min(1).values + 1e-3).all()  # floats decide between codes that are as near
 
 
 def test_a_published_checkpoint_becomes_a_pipeline(converter, tiny_sd_folder, photo, tmp_path, monkeypatch):

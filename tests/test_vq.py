@@ -42,12 +42,14 @@ def test_features_are_constant_within_a_cell():
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_indices_are_those_of_the_nearest_codes(distance):
     model = make(distance=distance).eval()
-    points = model.analyse(torch.randn(1, 4, 16, 16))
+    points = model.analyse(torch.randn(1, 4, 16, 16)).double()
+    codebook = model.codebook.double()
     if distance == "cosine":
-        nearest = torch.nn.functional.cosine_similarity(points[..., None, :], model.codebook, dim=-1).argmax(-1)
+        distances = -torch.nn.functional.cosine_similarity(points[..., None, :], codebook, dim=-1)
     else:
-        nearest = torch.cdist(points.flatten(0, 2), model.codebook).argmin(-1).reshape(points.shape[:-1])
-    assert torch.equal(model.nearest(points), nearest)
+        distances = (points[..., None, :] - codebook).norm(dim=-1)
+    chosen = distances.gather(-1, model.nearest(points.float())[..., None])[..., 0]
+    assert (chosen <= distances.min(-1).values + 1e-4).all()  # floats decide between codes that are as near
 
 
 def test_the_gradient_goes_straight_through():
