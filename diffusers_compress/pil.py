@@ -11,9 +11,8 @@ from PIL import Image, ImageFile
 from diffusers_compress import bitstream
 
 FORMAT, SUFFIX = "DFC", ".dfc"
-registered: dict[
-    str, tuple[DiffusionPipeline, dict]
-] = {}  # codec -> its pipeline and options of `decompress`; the first one saves
+# Codec -> its pipeline and options of `decompress`; the first one saves
+registered: dict[str, tuple[DiffusionPipeline, dict]] = {}
 
 
 def register(pipe: DiffusionPipeline, **options) -> None:
