@@ -1,5 +1,5 @@
-"""The command `diffusers-compress`: encode, decode, info, demo, batch, eval, calibrate. What loads torch is imported inside the functions
-that need it, so that help and usage errors come at once."""
+"""The command `diffusers-compress`: encode, decode, info, demo, batch, eval, calibrate, push. What loads torch is imported inside the
+functions that need it, so that help and usage errors come at once."""
 
 import json
 import os

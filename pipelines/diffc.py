@@ -447,9 +447,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range.
         """
         check_decompress_arguments(reconstruction, num_inference_steps, output_type)
-        if isinstance(generator, list) and len(generator) != (len(bitstreams) if isinstance(bitstreams, list) else 1):
-            raise ValueError(f"{len(generator)} generators were given for {len(bitstreams)} files")
         files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
+        if isinstance(generator, list) and len(generator) != len(files):
+            raise ValueError(f"{len(generator)} generators were given for {len(files)} files")
         self.check_model([header for header, *_ in files], allow_other_model)
         noise = self.noise_schedule()
 

@@ -125,6 +125,8 @@ def test_a_generator_for_each_picture(tiny_sd_folder, photo):
     assert np.abs(first - second).max() > 0.02
     with pytest.raises(ValueError, match="1 generators.*2 files"):
         pipe.decompress([data] * 2, generator=[torch.Generator()], **options)
+    with pytest.raises(ValueError, match="2 generators.*1 files"):
+        pipe.decompress(data, generator=[torch.Generator()] * 2, **options)
 
 
 # ------------------------------------------------------------------------------------------------------- memory and speed
