@@ -27,6 +27,7 @@ from scipy.interpolate import PchipInterpolator
 
 from diffusers_compress import DiffCPipeline, bitstream, diffusion, embedded_model, images, schedule
 from diffusers_compress.channels import poisson
+from diffusers_compress.metrics import psnr, samples
 from diffusers_compress.pipelines import diffc
 
 # Network calls that the published schedule has made when it reaches a timestep.
@@ -87,10 +88,6 @@ class PublishedSender:
         return channel.encode(torch.stack(shifts), v, rank, budget, step)
 
 
-def psnr(a, b):
-    return float(10 * np.log10(255**2 / np.mean((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2)))
-
-
 def picture_of(pipe, x_0, image):
     pixels = images.crop(pipe.decode_latent(x_0), image.height, image.width)
     return images.to_output(pixels)[0]
@@ -116,7 +113,7 @@ def published(pipe, image, targets, seed):
         if reached:
             x_0_hat = diffusion.predict_x0(output, x_t, *noise.level(t[0]), noise.prediction_type)
             decoded = picture_of(pipe, x_0_hat, image)
-            point = {"calls": len(sender.messages), "bytes": stream_bytes(), "psnr": psnr(image, decoded)}
+            point = {"calls": len(sender.messages), "bytes": stream_bytes(), "psnr": psnr(samples(image), samples(decoded))}
             points.extend([point] * len(reached))
         return output
 
@@ -136,7 +133,7 @@ def ours(pipe, image, target, steps, channel):
         bitstream.write_file(path, files[0])
         data = path.read_bytes()
     decoded = pipe.decompress(data, reconstruction="denoised").images[0]
-    return {"calls": diffc.describe(data)["steps"], "bytes": len(data), "psnr": psnr(image, decoded)}
+    return {"calls": diffc.describe(data)["steps"], "bytes": len(data), "psnr": psnr(samples(image), samples(decoded))}
 
 
 def measure(args, pipe, path, seed):

@@ -21,7 +21,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from diffusers_compress import DiffCPipeline, bitstream, embedded_model, images, metrics, schedule
+from diffusers_compress import DiffCPipeline, bitstream, embedded_model, images, schedule
+from diffusers_compress.metrics import high_frequency_power, psnr, samples
 from diffusers_compress.pipelines import diffc
 
 matplotlib.use("svg")
@@ -39,12 +40,8 @@ def pipeline_of(kind, args):
     return pipe
 
 
-def psnr(a, b):
-    return float(10 * np.log10(255**2 / np.mean((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2)))
-
-
 def power(image):
-    return metrics.high_frequency_power(torch.from_numpy(np.asarray(image) / 255).permute(2, 0, 1))
+    return high_frequency_power(samples(image))
 
 
 @torch.no_grad()
@@ -61,7 +58,7 @@ def measure(pipe, image, steps, quality, path):
     data = path.read_bytes()
     path.unlink()
     denoised, flow = (pipe.decompress(data, reconstruction=kind).images[0] for kind in ("denoised", "flow"))
-    return diffc.describe(data)["steps"], len(data), psnr(image, denoised), power(flow) / power(own_picture(pipe, image))
+    return diffc.describe(data)["steps"], len(data), psnr(samples(image), samples(denoised)), power(flow) / power(own_picture(pipe, image))
 
 
 def plot(rows, path):

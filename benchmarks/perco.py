@@ -21,6 +21,7 @@ from diffusers_compress.pipelines.perco import read_file
 
 from diffusers_compress import PerCoPipeline, bitstream, captions, embedded_model, images
 from diffusers_compress.entropy import Encoder
+from diffusers_compress.metrics import psnr, samples
 from diffusers_compress.perco_header import PRESETS
 
 HERE = Path(__file__).parent
@@ -41,10 +42,6 @@ def parse_args():
     return parser.parse_args()
 
 
-def psnr(a, b):
-    return float(10 * np.log10(255**2 / np.mean((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2)))
-
-
 def measure(pipe, image, caption, path, steps, twice):
     """Sizes of a picture's files, and what comes of the first: written to `path` and its siblings. `twice`: also from another seed."""
     plain = pipe.compress(image).bitstreams[0]
@@ -63,17 +60,17 @@ def measure(pipe, image, caption, path, steps, twice):
             pipe.decompress(each, num_inference_steps=steps).images[0]
             for each in (data, pipe.compress(image, seed=1).bitstreams[0])
         )
-        row |= {"two_seeds": psnr(first, other), "same_seed": int(np.abs(np.asarray(first, int) - np.asarray(again, int)).max())}
+        row |= {"two_seeds": psnr(samples(first), samples(other)), "same_seed": int(np.abs(np.asarray(first, int) - np.asarray(again, int)).max())}
     return row
 
 
 def cross(folder, pictures):
     """Mean PSNR of the decoded pictures against their own originals, and against others of their size."""
-    decoded = {path: images.open_image(folder / f"{path.stem}.png") for path in pictures}
-    originals = {path: images.open_image(path).convert("RGB") for path in pictures}
+    decoded = {path: samples(images.open_image(folder / f"{path.stem}.png")) for path in pictures}
+    originals = {path: samples(images.open_image(path).convert("RGB")) for path in pictures}
     right = [psnr(originals[path], decoded[path]) for path in pictures]
     wrong = [
-        np.mean([psnr(originals[a], decoded[b]) for b in pictures if b != a and decoded[b].size == originals[a].size])
+        np.mean([psnr(originals[a], decoded[b]) for b in pictures if b != a and decoded[b].shape == originals[a].shape])
         for a in pictures
     ]
     return np.mean(right), np.mean(wrong)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from diffusers_compress import RelicPipeline, bitstream, embedded_model, images, logistic
+from diffusers_compress.metrics import psnr, samples
 from diffusers_compress.pipelines import relic
 
 REALISM = (0.0, 0.5, 1.0)
@@ -40,10 +41,6 @@ def parse_args():
     parser.add_argument("--decode-every", type=int, default=1, help="decode each n-th of these only")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
-
-
-def psnr(a, b):
-    return float(10 * np.log10(255**2 / np.mean((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2)))
 
 
 def texture(picture):
@@ -111,7 +108,7 @@ def measure_picture(pipe, image, path, steps):
         seconds = time.perf_counter() - start
     row = {"decode_seconds": seconds}
     for name, picture in shown.items():
-        row |= {f"psnr_{name}": psnr(original, picture), f"hf_{name}": texture(picture) / texture(alone)}
+        row |= {f"psnr_{name}": psnr(samples(original), samples(picture)), f"hf_{name}": texture(picture) / texture(alone)}
     return row
 
 

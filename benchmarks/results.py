@@ -21,7 +21,6 @@ from diffusers_compress.evaluation import (
     load_pipeline,
     open_original,
     parse_codec,
-    samples,
     software,
     write_rows,
 )
@@ -92,7 +91,7 @@ def autoencoder_psnr(folder, device):
         image = open_original(path)
         x = images.pad(images.to_tensor(image)[0][None], pipe.vae_scale_factor).to(device)
         decoded = images.to_output(images.crop(pipe.decode_latent(pipe.encode_picture(x)), image.height, image.width))[0]
-        found.append(metrics.psnr(samples(image), samples(decoded)))
+        found.append(metrics.psnr(metrics.samples(image), metrics.samples(decoded)))
     return np.mean(found)
 
 

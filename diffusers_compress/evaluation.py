@@ -299,11 +299,6 @@ def open_original(path: Path) -> Image.Image:
     return images.to_output(images.to_tensor(images.open_image(path))[0][None])[0]
 
 
-def samples(image: Image.Image) -> torch.Tensor:
-    """An 8-bit RGB picture as float32 [3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.array(image)).movedim(-1, 0).contiguous() / 255
-
-
 def run_task(task: Task) -> list[dict]:
     """The rows of a task, in the order of its codecs."""
     image = open_original(task.picture)
@@ -363,7 +358,7 @@ def measure(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
     facts |= {f"decode_{name}": value for name, value in clock.items()}
     caption = task.picture.with_suffix(".txt")
     text = caption.read_text(encoding="utf-8").strip() if caption.exists() else ""
-    x, x_hat, notes = samples(image), samples(decoded), []
+    x, x_hat, notes = metrics.samples(image), metrics.samples(decoded), []
     for name in task.metrics:
         try:
             facts[name] = load_metric(name)(x, x_hat, text)
@@ -509,8 +504,8 @@ def set_figures(folder: Path, out: Path, rows: list[dict], names: list[str]) -> 
         mine = [row for row in rows if (row["codec"], row["target_bpp"]) == key and "decoded" in row]
         if names:
             try:
-                originals = (samples(open_original(folder / row["picture"])) for row in mine)
-                figures[key] = function(originals, (samples(read((out / row["decoded"]).read_bytes())) for row in mine))
+                originals = (metrics.samples(open_original(folder / row["picture"])) for row in mine)
+                figures[key] = function(originals, (metrics.samples(read((out / row["decoded"]).read_bytes())) for row in mine))
             except ValueError as error:
                 figures[key] = {"note": f"{', '.join(names)} {metrics.reason(error)}"}
     return figures

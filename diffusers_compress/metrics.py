@@ -9,8 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import Subset
 
 CLIP = ("ViT-B-32-quickgelu", "openai")  # open_clip: model, weights
@@ -28,6 +30,11 @@ class Metric(NamedTuple):
     label: str
     best: float
     load: Callable[[], Callable]
+
+
+def samples(image: Image.Image) -> torch.Tensor:
+    """An 8-bit RGB picture as float32 [3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.array(image)).movedim(-1, 0).contiguous() / 255
 
 
 # -------------------------------------------------------------------------------------------------------------- distortion

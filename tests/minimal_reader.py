@@ -302,7 +302,7 @@ def expected_error(ratio, channels, h, w):
 
 
 def kl(budget, channel):
-    states, slope, offset = {1: (14, 0.925, 2.35), 3: (16, 0.943, 1.4)}[channel]
+    states, slope, offset = {1: (14, 0.925, 2.35), 3: (16, 0.949, 2.85)}[channel]
     return budget**2 / (budget + 3.3) if budget <= states else slope * budget - offset
 
 
@@ -318,11 +318,11 @@ def excess(error, budget, channel):
 
 def trellis_samples(message, v, rank, channel, step):
     """y of one step."""
-    n, budget, (states, first) = len(v), len(message), {1: (14, 12), 3: (16, 14)}[channel]
+    n, budget, (states, bits, first) = len(v), len(message), {1: (14, 4, 12), 3: (16, 2, 14)}[channel]
     shuffled, sign = permutation(n, step), signs(n, step)
     p = sorted(shuffled, key=lambda i: -rank[i])
     line = sorted(range(n), key=lambda i: i * 0x9E3779B1 % 2**32)
-    ends = [*range(states, budget, 4), budget] if budget > states else [budget]
+    ends = [*range(states, budget, bits), budget] if budget > states else [budget]
     weights = [first + max(0, end - states) for end in ends]
     bounds = [0] + [n * weight // weights[-1] for weight in weights]
     codebook = normals(2**states, CODEBOOK, step)

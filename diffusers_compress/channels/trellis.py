@@ -24,7 +24,6 @@ from torch import Tensor
 
 from diffusers_compress import common_randomness
 
-SEGMENT_BITS = 4
 GROUP = 16  # dimensions that are mixed
 SCORED = 512  # segments scored at a time
 WINDOW = 256  # dimensions scored at a time
@@ -32,9 +31,11 @@ WINDOW = 256  # dimensions scored at a time
 
 @dataclass(frozen=True)
 class Trellis:
-    """A channel with 2^state_bits states. More cost the sender time and nothing else; they need a little fewer bits."""
+    """A channel with 2^state_bits states and 2^segment_bits ways on from each. More states, and shorter segments, cost the sender time
+    and nothing else; they need a little fewer bits."""
 
     state_bits: int
+    segment_bits: int
     first_weight: int  # the first segment's share of the dimensions, where a further one has as many as it has bits
     slope: float  # of the useful bits over the budget
     intercept: float
@@ -113,7 +114,7 @@ class Trellis:
 
     def _segments(self, n: int, budget: int) -> tuple[list[int], list[int]]:
         """(message bits read when each segment's state is complete [S], first ordered dimension of each, and n [S + 1])."""
-        ends = [*range(self.state_bits, budget, SEGMENT_BITS), budget]
+        ends = [*range(self.state_bits, budget, self.segment_bits), budget]
         weights = [max(0, end - self.state_bits) + self.first_weight for end in ends]
         return ends, [0] + [n * weight // weights[-1] for weight in weights]
 
