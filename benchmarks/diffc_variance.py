@@ -58,7 +58,12 @@ def measure(pipe, image, steps, quality, path):
     data = path.read_bytes()
     path.unlink()
     denoised, flow = (pipe.decompress(data, reconstruction=kind).images[0] for kind in ("denoised", "flow"))
-    return diffc.describe(data)["steps"], len(data), psnr(samples(image), samples(denoised)), power(flow) / power(own_picture(pipe, image))
+    return (
+        diffc.describe(data)["steps"],
+        len(data),
+        psnr(samples(image), samples(denoised)),
+        power(flow) / power(own_picture(pipe, image)),
+    )
 
 
 def plot(rows, path):

@@ -60,7 +60,10 @@ def measure(pipe, image, caption, path, steps, twice):
             pipe.decompress(each, num_inference_steps=steps).images[0]
             for each in (data, pipe.compress(image, seed=1).bitstreams[0])
         )
-        row |= {"two_seeds": psnr(samples(first), samples(other)), "same_seed": int(np.abs(np.asarray(first, int) - np.asarray(again, int)).max())}
+        row |= {
+            "two_seeds": psnr(samples(first), samples(other)),
+            "same_seed": int(np.abs(np.asarray(first, int) - np.asarray(again, int)).max()),
+        }
     return row
 
 

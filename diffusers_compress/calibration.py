@@ -6,10 +6,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from diffusers_compress import diffusion, images, reference, schedule
+from diffusers_compress import diffusion, images, reference, relic_header, schedule
+from diffusers_compress.quantizer import Quantizer, powers, worth_coding
 
 STEP_WIDTHS = (0.25, 0.5, 1.0, 2.0)  # where the denoiser's level is measured
-SMALLEST_LEVEL, BISECTIONS = 0.6, 4  # less would leave too much noise
+SMALLEST_LEVEL, BISECTIONS = 0.4, 5  # less would leave too much noise
 RATIOS = (0, 0.15, 0.3, 0.5, 0.75, 1, 1.4, 2, 2.8, 4, 6, 9, 14)  # alpha/sigma, where the denoiser's error is measured
 CROP = 512  # pixels of a picture's side that are used at most
 
@@ -40,24 +41,25 @@ def calibrate_latent(pipe: DiffusionPipeline, pictures: list) -> dict[str, list[
 
 
 def _level(pipe, latents, statistics, step):
-    """The level in [SMALLEST_LEVEL, 1] that comes nearest to the texture wanted, by bisection."""
-    noise = pipe.noise_schedule()
-    mean, std = (torch.tensor(statistics[name])[:, None, None] for name in ("mean", "std"))
-    generator = torch.Generator().manual_seed(0)
-    coded, sigma = std**2 > 2 * step**2 / 12, step / math.sqrt(12)
-    noisy = []
+    """The level in [SMALLEST_LEVEL, 1] with which the texture lost is nearest to none, in its geometric mean, by bisection."""
+    noise, noisy = pipe.noise_schedule(), []
     for x_0 in latents:
-        dither = step * (torch.rand(x_0.shape, generator=generator) - 0.5)
-        noisy.append(
-            torch.where(coded, x_0.cpu() + dither, mean + (1 - (std / sigma) ** 2).clamp(min=0).sqrt() * dither).to(x_0.device)
-        )
-    wanted = sum(texture(pipe.decode_latent(x_0)) for x_0 in latents)
+        coded = worth_coding(powers(x_0[0].cpu(), statistics), step)[0].tolist()
+        parameters = relic_header.Parameters(1, True, relic_header.step_number(step), 0, 0, coded)
+        quantizer = Quantizer(parameters, statistics, x_0.shape[1:])
+        noisy.append(quantizer.latent(quantizer.values(x_0))[None].to(x_0))
+    sigma = step / math.sqrt(12)
+
+    def textures(latents):
+        return torch.stack([texture(pipe.decode_latent(x_0)) for x_0 in latents]).log()
+
+    wanted = textures(latents)
 
     def excess(level):
         t = schedule.timestep_at(noise, 1 / (level * sigma))
         # one after the other: they may differ in size
         ends = [pipe.run([diffusion.solve(noise.level(t)[0] * x, t, 5, noise, pipe.scheduler)], [""])[0] for x in noisy]
-        return sum(texture(pipe.decode_latent(x_0)) for x_0 in ends) - wanted
+        return float((textures(ends) - wanted).mean())
 
     low, high = SMALLEST_LEVEL, 1.0
     if excess(high) >= 0:

@@ -373,8 +373,9 @@ def calibrate_command(
     source = model_source(model)
     save_calibrated(source if Path(source).exists() else pipe.download(source), out, found)
     print(f"{out}: calibrated on {len(pictures)} pictures, {clock.seconds:.1f} s")
-    if getattr(pipe, "variance_head", None) is not None:
-        print("note: the model's variance head was trained on top of another calibration; train it again")
+    for trained in ("variance_head", "parameter_network"):
+        if (out / trained).is_dir():
+            print(f"note: the model's {trained} was trained on top of another calibration; train it again")
 
 
 @app.command("push")

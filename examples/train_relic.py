@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers_compress.pipelines.relic import CONTEXT
 from tqdm.auto import tqdm
 from train_embedded import VALIDATION_PHOTOS, Stage, batch_of_crops, load_photos, to_model_range
 
-from diffusers_compress import RelicPipeline, calibration, diffusion, embedded_model, schedule
+from diffusers_compress import RelicPipeline, calibration, diffusion, embedded_model, quantizer, schedule
 from diffusers_compress.context_model import units_of
 from diffusers_compress.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.logistic import UNIT
@@ -32,7 +31,7 @@ STEP_WIDTHS = (0.05, 2.4)  # log-uniform in training
 SHARES = (0.1, 2.0)  # log-uniform in training: channels below such a share of the quantization noise are not coded
 VALIDATION_STEPS = (0.1, 0.4, 1.6)
 DITHERED = 0.8  # share of the training steps
-TEXTURE_WEIGHT = 4
+TEXTURE_WEIGHT = 8
 
 
 def parse_args():
@@ -106,9 +105,14 @@ def train_hyperprior(accelerator, latents, validation, statistics, args):
     return model
 
 
+def noise_gain(decode, y, std):
+    """Mean square by which a picture changes per mean square of noise in each channel of its latent y, those of much power counting."""
+    noise = std[:, None, None] * torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y.device) / 10
+    return float((decode(y + noise) - decode(y)).square().mean() / noise.square().sum(1).mean())
+
+
 def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
-    """Rate and error of the denoised latent together, and its picture's texture, through the frozen model; the rate is that of Gaussian
-    parts.
+    """Rate, error of the denoised picture and its texture together, through the frozen model; the rate is that of Gaussian parts.
 
     With noise of variance N = D^2 / 12 a bit is worth 2 ln 2 N where there is much power, which makes D itself the trade-off.
     """
@@ -125,23 +129,27 @@ def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
         output = pipe.predict(alpha * x, [t], empty)
         return diffusion.predict_x0(output, alpha * x, alpha, sigma * alpha, noise.prediction_type)
 
+    def pixels(y):
+        return pipe.decode_latent(y + mean[:, None, None])
+
     def losses(model, y, step, dither):
-        """Error in units of N, rate in the same, and texture lost, of latents y [1, C, h, w] less their means."""
+        """Error in units of what N makes of it in pixels, rate in the same, and texture lost, of latents y [1, C, h, w] less their means."""
         scale, shift, level = model(y, std, torch.full((1,), step, device=y.device))
         steps = (step * 2 ** scale[0])[:, None, None]
-        power = F.avg_pool2d(y.square(), 4) + 1e-12
-        bits = CONTEXT * (1 + 12 * power / steps**2).log2().mean((0, 2, 3)) / 2
-        coded = power.mean((0, 2, 3)) > 2 * step**2 / 12
+        power = F.avg_pool2d(y.square(), quantizer.BLOCK) + 1e-12
+        bits = relic.CONTEXT * (1 + 12 * power / steps**2).log2().mean((0, 2, 3)) / 2
+        coded = quantizer.worth_coding(power[0].flatten(1), step)[0]
         idle = (1 - 12 * (std[:, None, None] / steps) ** 2).clamp(min=0).sqrt() * dither + shift[0, :, None, None]
         y_hat = torch.where(coded[:, None, None], y + steps * dither, steps * idle)
-        sigma = (steps.square().mean() / 12).sqrt() * 2 ** level[0] * relic.level_at(statistics, step)
+        sigma = (steps.square().mean() / 12).sqrt() * 2 ** level[0] * quantizer.level_at(statistics, step)
         x = y_hat + mean[:, None, None]
         x_0_hat = denoise(x, sigma)
         x_0_hat = denoise(x_0_hat + (x - x_0_hat) / 2, sigma / 2) - mean[:, None, None]  # on along the ODE, Song et al. 2021
-        error = (x_0_hat - y).square().sum(1).mean() / (step**2 / 12)
+        picture, wanted = pixels(x_0_hat), pixels(y)
+        error = (picture - wanted).square().mean() / (gain * step**2 / 12)
         rate = 2 * math.log(2) * (bits * coded).sum()
-        kept, wanted = (calibration.texture(pipe.decode_latent(z + mean[:, None, None])) for z in (x_0_hat, y))
-        return error, rate, TEXTURE_WEIGHT * (kept / wanted).log().square()
+        lost = (calibration.texture(picture) / calibration.texture(wanted)).log()
+        return error, rate, TEXTURE_WEIGHT * lost.square()
 
     def loss_of(model):
         y = batch_of_crops(latents, torch.randint(len(latents), (1,), generator=generator).tolist(), 32, generator)
@@ -151,6 +159,8 @@ def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
         return error + rate + texture
 
     held_out = [z[None, :, :32, :32].to(mean.device) - mean[:, None, None] for z in validation[:8]]
+    with torch.no_grad():
+        gain = sum(noise_gain(pixels, y, std) for y in held_out) / len(held_out)
     dithers = torch.rand(8, *held_out[0].shape, generator=torch.Generator().manual_seed(1)) - 0.5
 
     def validate(model):

@@ -335,7 +335,7 @@ def test_denoising_takes_the_quantization_noise_away(embedded, portrait):
     y_hat, _ = embedded.read_latent(parameters, payload, embedded.latent_shape(256, 256), noise)
     with torch.no_grad():
         noisy = images.to_output(embedded.decode_latent(y_hat[None].float()))[0]
-    assert psnr(portrait, embedded.decompress(data).images[0]) > psnr(portrait, noisy) + 0.5
+    assert psnr(portrait, embedded.decompress(data).images[0]) > psnr(portrait, noisy) + 0.3
 
 
 # --------------------------------------------------------------------------------------------------------------------- files
