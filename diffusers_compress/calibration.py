@@ -51,7 +51,8 @@ def _level(pipe, latents, statistics, step):
     sigma = step / math.sqrt(12)
 
     def textures(latents):
-        return torch.stack([texture(pipe.decode_latent(x_0)) for x_0 in latents]).log()
+        # A flat picture has none.
+        return torch.stack([texture(pipe.decode_latent(x_0)) for x_0 in latents]).clamp(min=1e-12).log()
 
     wanted = textures(latents)
 
