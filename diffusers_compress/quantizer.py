@@ -9,6 +9,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from diffusers_compress import common_randomness, context_model
 from diffusers_compress.bitstream import Corrupt
@@ -60,13 +61,13 @@ class Quantizer:
         return max(1e-9, float((self.latent(v) - x_0.detach().cpu()).square().mean()) ** 0.5)
 
 
-def powers(x_0, statistics):
+def powers(x_0: Tensor, statistics: dict) -> Tensor:
     """Mean square of each channel in parts of a latent [C, h, w], around the channel's mean: [C, parts]."""
     y = x_0 - torch.tensor(statistics["mean"])[:, None, None]
     return F.avg_pool2d(y.square()[:, None], BLOCK, ceil_mode=True, count_include_pad=False).flatten(1)
 
 
-def worth_coding(power, step):
+def worth_coding(power: Tensor, step: float) -> tuple[Tensor, Tensor]:
     """Of each channel [C], whether its bits do as much good as those of finer steps would (at least one is worth it); bits per
     position [C, parts].
 
@@ -79,7 +80,7 @@ def worth_coding(power, step):
     return worth >= min(0, float(worth.max())), bits
 
 
-def level_at(statistics, step):
+def level_at(statistics: dict, step: float) -> float:
     """Share of the quantization noise's standard deviation that the denoiser is told, as calibrated for step widths near this."""
     if "level" not in statistics:
         return 1.0

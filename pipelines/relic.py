@@ -62,6 +62,7 @@ from diffusers_compress.relic_header import (
 COARSEST = 2**STEP_BITS - 1
 FILLED, AIM = 0.994, 0.997  # of the permitted size: where the search for the step width ends, and what it looks for
 FORECASTS, SEARCHES = 3, 12
+AFFINE_SHARE = 32  # a file must be so many times as large as its scales and shifts, 12 bits a channel, to have them
 CONTEXT = 0.8  # share of the bits that is left when the neighbours are known, about
 
 # -------------------------------------------------------------------------------------------------------------- a file's symbols
@@ -354,15 +355,17 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                     if not x.isfinite().all():
                         raise ValueError("the autoencoder's output is not finite; load it with dtype float32 or bfloat16")
 
+                    size = math.inf if quality is not None else max_bytes or width * height * target_bpp / 8
+
                     def plan(step, coded):
                         parameters = Parameters(
                             model.number, rounding == "dithered", step, 0, model.tables, coded, prompt=prompts[i]
                         )
-                        return self.plan(parameters, x, noise)
+                        return self.plan(parameters, x, noise, affine=size >= AFFINE_SHARE * 12 * len(x) / 8)
 
                     file = File(x, Header(RELIC, width, height, identity, b""), plan, model, self.statistics())
                     if quality is None:
-                        files[i] = file.within(max_bytes or width * height * target_bpp / 8)
+                        files[i] = file.within(size)
                     else:
                         t = round((1 - quality) * (noise.alpha.numel() - 1))
                         files[i] = file.data(step_number(math.sqrt(12) / float(noise.ratio[t])))
@@ -484,10 +487,12 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             raise ValueError(f"entropy_model must be one of {known} for this pipeline, not {name!r}")
         return EntropyModel(self.statistics(), self.hyperprior if name == "hyperprior" else None)
 
-    def plan(self, parameters: Parameters, x_0: Tensor, noise: schedule.NoiseSchedule) -> tuple[Parameters, Quantizer]:
-        """The parameters with their timestep, scales and shifts, and their `Quantizer` for x_0."""
+    def plan(
+        self, parameters: Parameters, x_0: Tensor, noise: schedule.NoiseSchedule, affine: bool = True
+    ) -> tuple[Parameters, Quantizer]:
+        """The parameters with their timestep and, if `affine`, the parameter network's scales and shifts; their `Quantizer` for x_0."""
         statistics, level = self.statistics(), 0.0
-        if self.parameter_network is not None:
+        if affine and self.parameter_network is not None:
             scales, shifts, level = self.parameter_network.portable().choose(x_0, statistics, step_width(parameters.step))
             parameters.scales = [round(SCALES_PER_OCTAVE * scale) for scale in scales]
             parameters.shifts = [round(SHIFT_PARTS * shift) for shift in shifts]
