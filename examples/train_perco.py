@@ -22,7 +22,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from train_common import forget_log, latest_checkpoint, load_checkpoint, save_checkpoint, target_of
 
 from diffusers_compress import PerCoPipeline, adapter, diffusion, embedded_model, images, schedule
 from diffusers_compress.perco_header import PRESETS
@@ -194,12 +194,6 @@ class Trainee(nn.Module):
         return self.unet(torch.cat([x_t, seen.to(x_t)], 1), t, embeds, return_dict=False)[0].float(), sketch.loss, error
 
 
-def target_of(x_0, eps, alpha, sigma, prediction_type):
-    """What the network should say."""
-    # Salimans & Ho 2022, section 4
-    return {"epsilon": eps, "sample": x_0, "v_prediction": alpha * eps - sigma * x_0}[prediction_type]
-
-
 class Training:
     """The losses of a step."""
 
@@ -301,18 +295,16 @@ def train(accelerator, pipe, crops, validation, args):
     ema = EMAModel(trained, decay=args.ema)
     ema.to(accelerator.device)
 
-    step, checkpoint = latest_checkpoint(args.output)
+    start, (step, checkpoint) = time.perf_counter(), latest_checkpoint(args.output)
     if checkpoint:
-        accelerator.load_state(checkpoint)
-        ema.load_state_dict(torch.load(checkpoint / "ema.pt", weights_only=True, map_location=accelerator.device))
-        forget_log(accelerator, args.output / "log.jsonl", step)
+        start -= load_checkpoint(accelerator, checkpoint, ema)
+        forget_log(accelerator, args.output / "log.jsonl", lambda row: row["step"] > step)
     training = Training(pipe, args, accelerator.device)
     source = batches(crops, args, accelerator, step) if crops else shard_batches(args, accelerator, step)
     held_out, validation_captions = validation
     held_out = None if held_out is None else training.latent_of(held_out)
 
     bar = tqdm(total=args.steps, initial=step, disable=not accelerator.is_main_process)
-    start = time.perf_counter()
     while step < args.steps:
         pictures, captions = next(source)
         torch.manual_seed((args.seed << 40) + step * accelerator.num_processes + accelerator.process_index)
@@ -345,18 +337,12 @@ def train(accelerator, pipe, crops, validation, args):
             with (args.output / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
         if step % args.checkpoint_every == 0 or step == args.steps:
-            save_checkpoint(accelerator, args.output, ema, step)
+            save_checkpoint(accelerator, args.output, ema, step, time.perf_counter() - start)
     ema.copy_to(trained)
     trainee = accelerator.unwrap_model(trainee).eval()
     source = batches(crops, args, accelerator, 0) if crops else shard_batches(args, accelerator, 0)
     trainee.hyper_encoder.settle(count_codes(training, trainee.hyper_encoder, source))
     return trainee
-
-
-def latest_checkpoint(output):
-    """(steps done, folder) of the newest checkpoint that was written to its end, or (0, None)."""
-    done = {int(path.parent.name.removeprefix("checkpoint-")): path.parent for path in output.glob("checkpoint-*/complete")}
-    return max(done.items(), default=(0, None))
 
 
 @torch.no_grad()
@@ -367,25 +353,6 @@ def count_codes(training, hyper_encoder, source):
         indices = hyper_encoder.encode(training.latent_of(next(source)[0])).flatten().cpu()
         counts += torch.bincount(indices, minlength=len(counts))
     return counts
-
-
-def save_checkpoint(accelerator, output, ema, step):
-    """Write a checkpoint, then remove those before it."""
-    folder, (_, before) = output / f"checkpoint-{step}", latest_checkpoint(output)
-    accelerator.save_state(folder)
-    if accelerator.is_main_process:
-        torch.save(ema.state_dict(), folder / "ema.pt")
-        (folder / "complete").touch()
-        if before and before != folder:
-            shutil.rmtree(before)
-    accelerator.wait_for_everyone()
-
-
-def forget_log(accelerator, log, step):
-    """Drop the lines of steps that will be taken again."""
-    if accelerator.is_main_process and log.exists():
-        rows = [row for row in log.read_text().splitlines() if json.loads(row)["step"] <= step]
-        log.write_text("".join(row + "\n" for row in rows))
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

@@ -4,12 +4,14 @@
 
 Stages, each limited by wall-clock minutes:
     hyperprior   the law of the quantized latents, one model for all rates
+    level        the noise level that the denoiser is told: no training
     quantizer    step widths and shifts of the channels, and the timestep, from the latent and the rate
-    export       RUN/model: the folder with both added
+    export       RUN/model: the folder with all of it added
 A run that was stopped goes on from its last checkpoint when the same command is given again. RUN/latents.pt keeps the latents.
 """
 
 import argparse
+import json
 import math
 from pathlib import Path
 
@@ -17,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from tqdm.auto import tqdm
-from train_embedded import VALIDATION_PHOTOS, Stage, batch_of_crops, load_photos, to_model_range
+from train_common import Stage, add_parts, batch_of_crops, encode_photos, load_photos, log_uniform, make_once, split, train_once
 
 from diffusers_compress import RelicPipeline, calibration, diffusion, embedded_model, quantizer, schedule
 from diffusers_compress.context_model import units_of
@@ -26,7 +27,8 @@ from diffusers_compress.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.logistic import UNIT
 from diffusers_compress.pipelines import relic
 
-STAGES = ("hyperprior", "quantizer", "export")
+STAGES = ("hyperprior", "level", "quantizer", "export")
+LEVEL_PHOTOS = 16
 STEP_WIDTHS = (0.05, 2.4)  # log-uniform in training
 SHARES = (0.1, 2.0)  # log-uniform in training: channels below such a share of the quantization noise are not coded
 VALIDATION_STEPS = (0.1, 0.4, 1.6)
@@ -50,26 +52,10 @@ def parse_args():
     return parser.parse_args()
 
 
-@torch.no_grad()
-def encode_photos(pipe, photos):
-    """Scaled latents [C, h, w] of each photo and of its mirror image."""
-    latents = []
-    for photo in tqdm(photos, desc="encoding photos"):
-        height, width = (side // 8 * 8 for side in photo.shape[1:])
-        x = to_model_range(photo[None, :, :height, :width])
-        latents += [pipe.encode_picture(view)[0].cpu() for view in (x, x.flip(-1))]
-    return latents
-
-
 def quantized(y, step, units, dithered, generator):
     """v [B, C, h, w] int64, in parts of the step, of latents y less their means. Universal quantization if `dithered`."""
     dither = (2 * torch.randint(UNIT // 2, y.shape, generator=generator) - UNIT // 2 + 1).to(y.device) * dithered
     return (y / step + dither / UNIT + 0.5).floor().long() * UNIT - dither
-
-
-def log_uniform(limits, generator):
-    low, high = torch.tensor(limits).log()
-    return float((low + (high - low) * torch.rand((), generator=generator)).exp())
 
 
 def train_hyperprior(accelerator, latents, validation, statistics, args):
@@ -180,34 +166,38 @@ def main():
     set_seed(args.seed)
     pipe = RelicPipeline.from_pretrained(args.model, dtype=torch.float32).to(accelerator.device)
 
-    photos = load_photos(args.photos)
-    if not (args.output / "latents.pt").exists():
-        torch.save(encode_photos(pipe, photos[:-VALIDATION_PHOTOS]), args.output / "latents.pt")
-    latents = torch.load(args.output / "latents.pt", weights_only=True)
+    photos, validation_photos = split(load_photos(args.photos))
+    path = make_once(args.output / "latents.pt", lambda path: torch.save(encode_photos(pipe, photos), path))
+    latents = [view for views in torch.load(path, weights_only=True) for view in views]
+    validation = [view for views in encode_photos(pipe, validation_photos) for view in views]
     statistics = calibration.latent_statistics(latents)
-    statistics |= {name: value for name, value in pipe.statistics().items() if name in ("steps", "level")}
-    latents = [z for z in latents if min(z.shape[1:]) >= 32]
-    validation = [z for z in encode_photos(pipe, photos[-VALIDATION_PHOTOS:]) if min(z.shape[1:]) >= 32]
 
     if "hyperprior" in args.stages:
-        train_hyperprior(accelerator, latents, validation, statistics, args).save_pretrained(args.output / "hyperprior")
+        train_once(args.output / "hyperprior", lambda: train_hyperprior(accelerator, latents, validation, statistics, args))
+    level = args.output / "level.json"
+    if "level" in args.stages:
+        make_once(level, lambda path: path.write_text(json.dumps(measured_level(pipe, photos))))
+    known = json.loads(level.read_text()) if level.exists() else pipe.statistics()
+    statistics |= {name: known[name] for name in ("steps", "level") if name in known}
     if "quantizer" in args.stages:
-        network = train_quantizer(accelerator, pipe, latents, validation, statistics, args)
-        network.save_pretrained(args.output / "parameter_network")
+        train_once(
+            args.output / "parameter_network", lambda: train_quantizer(accelerator, pipe, latents, validation, statistics, args)
+        )
     if "export" in args.stages and accelerator.is_main_process:
-        export(pipe, statistics, args.output)
+        export(args, statistics)
 
 
-def export(pipe, statistics, folder):
-    """The model's folder with what was trained, in its own types; the integers of the hyperprior are exact in all of them."""
-    pipe.register_to_config(calibration=(pipe.config.calibration or {}) | {"latent": statistics})
-    if (folder / "hyperprior").exists():
-        pipe.register_modules(hyperprior=HyperPrior.from_pretrained(folder / "hyperprior", torch_dtype=torch.float16))
-    if (folder / "parameter_network").exists():
-        network = ParameterNetwork.from_pretrained(folder / "parameter_network", torch_dtype=torch.float16)
-        pipe.register_modules(parameter_network=network)
-    pipe.save_pretrained(folder / "model")
-    print(f"wrote {folder / 'model'}")
+def measured_level(pipe, photos):
+    """The level that `calibration.calibrate_latent` finds, on some photos from all over."""
+    every = max(1, len(photos) // LEVEL_PHOTOS)
+    return calibration.calibrate_latent(pipe, photos[every // 2 :: every][:LEVEL_PHOTOS])
+
+
+def export(args, statistics):
+    """The model's folder with what was trained; the integers of the hyperprior are exact in float16."""
+    parts = {"hyperprior": HyperPrior, "parameter_network": ParameterNetwork}
+    trained = {name: kind.from_pretrained(args.output / name) for name, kind in parts.items() if (args.output / name).exists()}
+    add_parts(args.model, args.output / "model", {"latent": statistics}, **trained)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from train_embedded import VALIDATION_PHOTOS, Stage, batch_of_crops, encode_photos, load_photos
+from train_common import Stage, add_parts, batch_of_crops, encode_photos, load_photos, make_once, split
 
 from diffusers_compress import DiffCPipeline, VarianceHead, calibration, diffusion, embedded_model, reference, schedule
 
@@ -37,8 +37,7 @@ def parse_args():
 
 def calibrate(pipe, photos, path):
     """The measured error spectrum, kept in a file."""
-    if not path.exists():
-        path.write_text(json.dumps(calibration.calibrate_error(pipe, photos)))
+    make_once(path, lambda path: path.write_text(json.dumps(calibration.calibrate_error(pipe, photos))))
     return json.loads(path.read_text())
 
 
@@ -91,23 +90,14 @@ def main():
     pipe = DiffCPipeline.from_pretrained(args.model, dtype=torch.float32).to(accelerator.device)
     pipe.unet.requires_grad_(False)
 
-    photos = load_photos(args.photos)
-    spectrum = calibrate(pipe, photos[: -VALIDATION_PHOTOS : args.calibration_every], args.output / "error.json")
-    path = args.output / "latents.pt"
-    if not path.exists():
-        torch.save(encode_photos(pipe.vae, photos, accelerator.device), path)
-    scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor or 0
-    scaled = [[(z - shift) * scale for z in views] for views in torch.load(path, weights_only=True)]
-    scaled = [[z for z in views if min(z.shape[1:]) >= 32] for views in scaled]
-    latents = [z for views in scaled[:-VALIDATION_PHOTOS] for z in views]
-    validation = [views[0] for views in scaled[-VALIDATION_PHOTOS:] if views]
-
+    photos, validation_photos = split(load_photos(args.photos))
+    spectrum = calibrate(pipe, photos[:: args.calibration_every], args.output / "error.json")
+    path = make_once(args.output / "latents.pt", lambda path: torch.save(encode_photos(pipe, photos), path))
+    latents = [view for views in torch.load(path, weights_only=True) for view in views]
+    validation = [view for view, _ in encode_photos(pipe, validation_photos)]
     head = train(accelerator, pipe, spectrum, latents, validation, args)
     if accelerator.is_main_process:
-        pipe.register_modules(variance_head=head.to(torch.float16))
-        pipe.register_to_config(calibration=(pipe.config.calibration or {}) | {"error": spectrum})
-        pipe.save_pretrained(args.output / "model")
-        print(f"wrote {args.output / 'model'}")
+        add_parts(args.model, args.output / "model", {"error": spectrum}, variance_head=head)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,13 @@ def test_captions(run, pictures, tmp_path, tiny_sd_folder):
 
 
 def test_every_example_is_run():
-    tested = {"convert_perco.py", "rd_curve.py", "ray_data.py", "webdataset_train.py"}  # in test files of their own
+    tested = {
+        "convert_perco.py",
+        "rd_curve.py",
+        "ray_data.py",
+        "retrain_embedded.py",
+        "webdataset_train.py",
+    }  # in files of their own
     text = Path(__file__).read_text(encoding="utf-8")
     names = {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("train_")}
     assert {name for name in names - tested if f'run("{name}"' not in text} == set()

@@ -1,0 +1,197 @@
+"""How good a model folder is for what this package does with it, against what the embedded model should be.
+
+    python benchmarks/embedded_model.py KODAK --model FOLDER --samples samples.png
+
+VAE: PSNR of its pictures over 8-bit samples.
+Prior: bits of an ideal DiffC without end, from pure noise to a noise level, by the error of the denoised mean on the way there
+(I-MMSE: Guo et al. 2005, eq. 1; Kingma et al. 2021, section 4.1), of the UNet and of a Gaussian prior. That one is stationary, with the
+power spectrum in each channel (DCT of the whole latent) of the very pictures, and denoises by Wiener's filter: the best that knows
+nothing else. The level is where the UNet's denoised mean, decoded, comes within 2 dB of the VAE's PSNR.
+DiffC at 0.1 bit per pixel: through files; the high-frequency power is that of benchmarks/diffc_variance.py, geometric mean.
+Samples: unconditional pictures of 256x256, as a sheet.
+
+Means over the pictures; the spectrum is always fitted on all of them, of the rest `--every` takes each n-th.
+"""
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import scipy.fft
+import torch
+from diffc_variance import own_picture, power
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from diffusers_compress import DiffCPipeline, diffusion, embedded_model, images, schedule
+from diffusers_compress.metrics import psnr, samples
+
+RATIOS = np.geomspace(0.05, 12, 29)  # alpha/sigma
+LOWEST_DECODED = 0.8  # the denoised mean is decoded from here on
+BPP = 0.1
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default=embedded_model(), help="model folder or Hub id")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--every", type=int, default=1, help="measure each n-th picture only")
+    parser.add_argument("--only", choices=["vae", "prior", "diffc"], nargs="+", default=["vae", "prior", "diffc"])
+    parser.add_argument("--samples", type=Path, help="write a sheet of unconditional samples here")
+    return parser.parse_args()
+
+
+# --------------------------------------------------------------------------------------------------------------- the priors
+
+
+def spectrum(latents):
+    """Mean power of the DCT coefficients of latents [1, C, h, w] in landscape format -> [C, h, w]."""
+    return np.mean([coefficients(landscape(x_0)) ** 2 for x_0 in latents], axis=0)
+
+
+def landscape(x):
+    return x.mT if x.shape[-2] > x.shape[-1] else x
+
+
+def coefficients(x):
+    return scipy.fft.dctn(x[0].double().cpu().numpy(), axes=(1, 2), norm="ortho")
+
+
+def gaussian_denoiser(spectrum):
+    """(x_t [1, C, h, w], t, alpha, sigma) -> E[x_0 | x_t]"""
+
+    def denoise(x_t, t, alpha, sigma):
+        # Wiener's filter: E[X_0 | X_t] = alpha P / (alpha^2 P + sigma^2) X_t
+        gain = alpha * spectrum / (alpha**2 * spectrum + sigma**2)
+        x_0_hat = scipy.fft.idctn(gain * coefficients(landscape(x_t)), axes=(1, 2), norm="ortho")
+        x_0_hat = torch.from_numpy(x_0_hat)[None].to(x_t)
+        return x_0_hat if x_0_hat.shape == x_t.shape else x_0_hat.mT
+
+    return denoise
+
+
+def network_denoiser(pipe, noise):
+    embeds = pipe.encode_prompt([""])
+
+    def denoise(x_t, t, alpha, sigma):
+        return diffusion.predict_x0(pipe.predict(x_t, [t], embeds), x_t, alpha, sigma, noise.prediction_type)
+
+    return denoise
+
+
+def walk(pipe, noise, timesteps, denoise, image, x_0):
+    """(bits [levels] from pure noise to each level, PSNR [levels] of the decoded mean there) of a picture."""
+    generator, errors, decibels = torch.Generator().manual_seed(0), [], []
+    for t in timesteps:
+        alpha, sigma = noise.level(t)
+        x_t = alpha * x_0 + sigma * torch.randn(x_0.shape, generator=generator).to(x_0)
+        x_0_hat = denoise(x_t, t, alpha, sigma)
+        errors.append((x_0 - x_0_hat).square().sum().item())
+        shown = decode(pipe, x_0_hat, image) if alpha >= LOWEST_DECODED * sigma else None
+        decibels.append(psnr(samples(image), samples(shown)) if shown else 0.0)
+    snr, errors = noise.snr[timesteps].numpy(), np.array(errors)
+    # Kingma et al. 2021 (VDM), section 4.1:  KL = 1/2 int |x_0 - x_0_hat|^2 d snr = 1/2 int snr |x_0 - x_0_hat|^2 d log snr  nats
+    slope = snr * errors / (2 * math.log(2))
+    steps = np.diff(np.log(snr)) * (slope[1:] + slope[:-1]) / 2
+    return np.cumsum([slope[0], *steps]), np.array(decibels)
+
+
+def decode(pipe, x_0, image):
+    return images.to_output(images.crop(pipe.decode_latent(x_0), image.height, image.width))[0]
+
+
+def measure_prior(pipe, pictures, latents, chosen, target):
+    """{name: (bits per pixel at the UNet's level, at the prior's own level)}; the level as alpha/sigma."""
+    noise = schedule.from_scheduler(pipe.scheduler)
+    timesteps = sorted({schedule.timestep_at(noise, ratio) for ratio in RATIOS}, reverse=True)
+    ratio = noise.ratio[timesteps].numpy()
+    pixels = sum(pictures[i].width * pictures[i].height for i in chosen)
+    priors = {"UNet": network_denoiser(pipe, noise), "Gaussian": gaussian_denoiser(spectrum(latents))}
+    curves = {}
+    for name, denoise in priors.items():
+        walks = [walk(pipe, noise, timesteps, denoise, pictures[i], latents[i]) for i in chosen]
+        curves[name] = sum(bits for bits, _ in walks) / pixels, np.mean([decibels for _, decibels in walks], axis=0)
+
+    def level_of(decibels):
+        if decibels.max() < target:
+            raise SystemExit(f"the denoised mean reaches {decibels.max():.2f} dB only, not {target:.2f} dB")
+        return np.interp(target, np.maximum.accumulate(decibels), ratio)
+
+    level = level_of(curves["UNet"][1])
+    at = {
+        name: (np.interp(level, ratio, bits), np.interp(level_of(decibels), ratio, bits))
+        for name, (bits, decibels) in curves.items()
+    }
+    return at, level
+
+
+# ---------------------------------------------------------------------------------------------------------------- the rest
+
+
+def measure_diffc(pipe, image, folder):
+    """(bits per pixel, PSNR of flow, its high-frequency power over that of the VAE's picture), through a file."""
+    path = folder / "picture.dfc"
+    path.write_bytes(pipe.compress(image, target_bpp=BPP).bitstreams[0])
+    data = path.read_bytes()
+    flow = pipe.decompress(data).images[0]
+    texture = power(flow) / power(own_picture(pipe, image))
+    return 8 * len(data) / (image.width * image.height), psnr(samples(image), samples(flow)), texture
+
+
+def sample_sheet(model, device, path, columns=5, rows=3):
+    pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    sheet = Image.new("RGB", (256 * columns, 256 * rows))
+    for row in range(rows):
+        shown = pipe([""] * columns, height=256, width=256, guidance_scale=1, num_inference_steps=50, generator=generator).images
+        for column, picture in enumerate(shown):
+            sheet.paste(picture, (256 * column, 256 * row))
+    sheet.save(path, quality=85)
+
+
+def row(what, figure, wanted, met):
+    print(f"| {what} | {figure} | {wanted} | {'yes' if met else 'no'} |", flush=True)
+
+
+@torch.no_grad()
+def main():
+    args = parse_args()
+    paths = sorted(p for p in args.folder.iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
+    if not paths:
+        raise SystemExit(f"no pictures in {args.folder}")
+    pipe = DiffCPipeline.from_pretrained(args.model, dtype=torch.float32).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    pictures, chosen = [images.open_image(path).convert("RGB") for path in paths], range(0, len(paths), args.every)
+    latents = [pipe.encode_picture(pipe.pad(images.to_tensor(image)[0][None])) for image in pictures]
+    alone = [psnr(samples(image), samples(decode(pipe, x_0, image))) for image, x_0 in zip(pictures, latents)]
+
+    print(
+        f"{len(pictures)} pictures, of which {len(chosen)} for prior and DiffC\n\n| what | measured | wanted | met |\n|--|--|--|--|"
+    )
+    channels = latents[0].shape[1]
+    if "vae" in args.only:
+        wanted = 25.5 if channels <= 4 else 28
+        row(f"VAE alone, {channels} channels", f"{np.mean(alone):.2f} dB", f"{wanted} dB", np.mean(alone) >= wanted)
+    own = np.mean([alone[i] for i in chosen])
+    if "prior" in args.only:
+        at, level = measure_prior(pipe, pictures, latents, chosen, own - 2)
+        (unet, _), (gaussian, own_level) = at["UNet"], at["Gaussian"]
+        what = f"bits per pixel to alpha/sigma {level:.2f}, UNet over Gaussian prior"
+        figure = f"{unet:.4f} / {gaussian:.4f} = {unet / gaussian:.3f} ({unet / own_level:.3f} where the latter has that PSNR)"
+        row(what, figure, "0.75", unet <= 0.75 * gaussian)
+    if "diffc" in args.only:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = [measure_diffc(pipe, pictures[i], Path(folder)) for i in chosen]
+        bpp, decibels, texture = (np.array(column) for column in zip(*figures))
+        below, texture = own - decibels.mean(), np.exp(np.log(texture).mean())
+        row(f"DiffC at {bpp.mean():.4f} bpp, flow", f"{decibels.mean():.2f} dB, VAE {own:.2f} dB", "2.5 dB below", below <= 2.5)
+        row("high-frequency power of flow over the VAE's", f"{texture:.3f}", "0.75 to 1.25", 0.75 <= texture <= 1.25)
+    if args.samples:
+        sample_sheet(args.model, args.device, args.samples)
+
+
+if __name__ == "__main__":
+    main()

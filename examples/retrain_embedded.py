@@ -1,0 +1,113 @@
+"""Make all of diffusers_compress/embedded anew, in order: the model, what DiffC and Relic know of it, PerCo's parts.
+
+    python examples/retrain_embedded.py --photos FOLDER --output RUN --minutes 24
+
+    RUN/model            train_embedded.py: autoencoder, prior, decoder
+    RUN/variance_head    train_variance_head.py: calibration of the denoiser's error, variance head
+    RUN/relic            train_relic.py: hyperprior, calibration of the level, parameter network
+    RUN/perco-PRESET     train_perco.py
+    RUN/embedded         the finished folders `model` and `perco`, as the package ships them
+
+A run that was stopped, anywhere, goes on when the same command is given again, so it may be cut into pieces: `timeout 590 python ...`.
+Options that are not listed below go to train_embedded.py.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from train_common import split
+
+SHARES = {
+    "vae": 0.3,
+    "unet": 0.42,
+    "decoder": 0.1,
+    "variance head": 0.06,
+    "hyperprior": 0.07,
+    "quantizer": 0.05,
+}  # of the minutes
+PERCO = (
+    "--crop 256 --batch 8 --mixed-precision bf16 --lr 5e-4 --hyper-lr 1e-3 --warm-up 100 --schedule cosine --ema 0.998 "
+    "--sketch-weight 1 --rank 16 --codebook-dim 16 --distance cosine --whole "
+    "down_blocks.[01]|up_blocks.[12]|conv_norm_out|conv_out|time_embedding --features 64 --caption-drop 0"
+)
+PERCO_PRESETS = {"0.0019": (64, 1 / 2), "0.1250": (48, 1 / 4)}  # width, share of the steps that train the hyper-encoder alone
+CURVE_POINTS = 8
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=24, help="for all but PerCo, and but for encoding and calibrating")
+    parser.add_argument("--perco-steps", type=int, default=3000, help="for each of two presets; 0: no PerCo")
+    parser.add_argument("--checkpoint-minutes", type=float, default=1)
+    return parser.parse_known_args()
+
+
+def commands(args, further):
+    """(folder in RUN, script and its arguments) in order."""
+    minutes = {name: share * args.minutes for name, share in SHARES.items()}
+    common = ["--photos", args.photos, "--checkpoint-minutes", args.checkpoint_minutes]
+    stages = [word for name in ("vae", "unet", "decoder") for word in (f"--{name}-minutes", minutes[name])]
+    yield "model", ["train_embedded.py", *common, *stages, *further]
+
+    model = ["--model", args.output / "model" / "model"]
+    yield "variance_head", ["train_variance_head.py", *common, *model, "--minutes", minutes["variance head"]]
+
+    model = ["--model", args.output / "variance_head" / "model"]
+    stages = ["--hyperprior-minutes", minutes["hyperprior"], "--quantizer-minutes", minutes["quantizer"]]
+    yield "relic", ["train_relic.py", *common, *model, *stages]
+
+    model = ["--model", args.output / "relic" / "model", "--cache", args.output / "perco.pt"]
+    pictures = ["--pictures", args.photos, "--validation", len(split(list(args.photos.iterdir()))[1])]
+    for preset, (width, alone) in PERCO_PRESETS.items() if args.perco_steps else ():
+        steps = ["--steps", args.perco_steps, "--sketch-steps", round(alone * args.perco_steps)]
+        yield (
+            f"perco-{preset}",
+            ["train_perco.py", *pictures, *model, *PERCO.split(), "--preset", preset, "--width", width, *steps],
+        )
+
+
+def assemble(run, folder):
+    """The shipped layout, and its size."""
+    shutil.copytree(run / "relic" / "model", folder / "model", dirs_exist_ok=True)
+    for preset in PERCO_PRESETS:
+        if (run / f"perco-{preset}").exists():
+            shutil.copytree(run / f"perco-{preset}" / "adapter", folder / "perco" / preset, dirs_exist_ok=True)
+            (folder / "perco" / preset / "adapter.json").write_text(json.dumps({"base": "../../model"}) + "\n")
+    for path in folder.iterdir():
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        print(f"{path}: {size / 1e6:.2f} MB")
+
+
+def curves(log):
+    """Some lines of a log for each of its stages, as Markdown."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        lines = [row for row in rows if row["stage"] == stage]
+        columns = [name for name in lines[0] if name != "stage"]
+        yield f"\n| {stage}: " + " | ".join(columns) + " |\n" + "|--" * len(columns) + "|"
+        for row in lines[:: -max(1, len(lines) // CURVE_POINTS)][::-1]:
+            yield "| " + " | ".join(str(row[name]) for name in columns) + " |"
+
+
+def main():
+    args, further = parse_args()
+    for name, command in commands(args, further):
+        done = args.output / name / "done"
+        if not done.exists():
+            script = [sys.executable, Path(__file__).with_name(command[0]), "--output", done.parent, *command[1:]]
+            subprocess.run([str(word) for word in script], check=True)
+            done.touch()
+    assemble(args.output, args.output / "embedded")
+    tables = [line for name in ("model", "variance_head", "relic") for line in curves(args.output / name / "log.jsonl")]
+    (args.output / "curves.md").write_text("\n".join(tables) + "\n")
+    print(f"wrote {args.output / 'embedded'}; the curves are in {args.output / 'curves.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The scripts that make the embedded model: from pictures to a folder that codes, in seconds, and on from where they were killed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_compress import DiffCPipeline, RelicPipeline
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY = (
+    "--latent-channels 4 --vae-widths 8 8 16 16 --unet-widths 16 16 32 --vae-batch 2 --vae-crop 32 --unet-batch 1 "
+    "--mixed-precision no"
+).split()
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """The modules train_common and train_embedded."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import train_common
+        import train_embedded
+    finally:
+        sys.path.pop(0)
+    return train_common, train_embedded
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, photo):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(4):
+        photo.rotate(180 * (i % 2)).resize((260 + 8 * i, 256), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_everything_is_made_anew_by_one_command(pictures, tmp_path):
+    """The finished folder loads in both codecs, each with its own parts, and their files decode."""
+    command = [sys.executable, EXAMPLES / "retrain_embedded.py", "--photos", pictures, "--output", tmp_path, *TINY]
+    subprocess.run([*map(str, command), "--minutes", "0.05", "--perco-steps", "0"], check=True, capture_output=True)
+    folder = tmp_path / "embedded" / "model"
+    picture = Image.open(pictures / "0.png").crop((0, 0, 96, 64))
+    for pipeline, parts in ((DiffCPipeline, ["variance_head"]), (RelicPipeline, ["hyperprior", "parameter_network"])):
+        pipe = pipeline.from_pretrained(folder)
+        assert all(getattr(pipe, part) is not None for part in parts)
+        assert {"error", "latent"} == pipe.config.calibration.keys()
+        decoded = pipe.decompress(pipe.compress(picture, target_bpp=0.2).bitstreams, num_inference_steps=2)
+        assert decoded.images[0].size == picture.size
+    rows = [json.loads(line) for name in ("model", "relic") for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == ["vae", "unet", "decoder", "hyperprior", "quantizer"]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(examples, pictures, tmp_path, monkeypatch):
+    """In the middle of a stage, then in the middle of the next, which does not take the one before it again."""
+    common, script = examples
+    options = ["--photos", pictures, "--output", tmp_path, *TINY, "--vae-minutes", 0.01, "--decoder-minutes", 0.01]
+    options += ["--checkpoint-minutes", 0, "--stages", "vae", "decoder"]
+    monkeypatch.setattr(sys, "argv", ["train_embedded.py", *map(str, options)])
+    write_log, killed_at = common.Stage.write_log, []
+
+    def killed(self, *figures):
+        write_log(self, *figures)
+        if self.step == 3 and self.name not in killed_at:
+            killed_at.append(self.name)
+            raise KeyboardInterrupt  # after the line of the log, before its checkpoint
+
+    monkeypatch.setattr(common.Stage, "write_log", killed)
+    for name in ("vae", "decoder"):
+        with pytest.raises(KeyboardInterrupt):
+            script.main()
+        assert killed_at[-1] == name and common.latest_checkpoint(tmp_path / "checkpoints" / name)[0] == 2
+    script.main()
+
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for name in ("vae", "decoder"):
+        mine = [row for row in rows if row["stage"] == name]
+        assert [row["step"] for row in mine] == list(range(1, len(mine) + 1))
+        seconds = [row["seconds"] for row in mine]
+        assert seconds == sorted(seconds) and common.latest_checkpoint(tmp_path / "checkpoints" / name)[0] == len(mine)
+    assert (tmp_path / "parts" / "vae-refined").exists()
+
+
+def test_windows_are_of_the_photos_at_several_scales(examples):
+    """A ramp keeps its values, and its slope grows with the factor, up to what the smallest photo allows."""
+    ramp = torch.arange(200, dtype=torch.uint8).expand(3, 150, 200)
+    slopes = []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        x = examples[0].batch_of_photos([ramp, ramp[:, :, :100]], 64, 16, (0.5, 4.0), generator)
+        assert x.shape == (16, 3, 64, 64) and x.min() >= -1 and x.max() <= 199 / 127.5 - 1 + 1e-6
+        slopes.append(127.5 * x.diff(dim=-1)[..., 16:48].mean().abs().item())
+    assert 0.49 < min(slopes) < 0.7 and 1.5 < max(slopes) < 1.58
+
+
+def test_weights_of_the_error_are_those_of_x_0(examples):
+    """v and x_0 predictions with the same error of x_0 have the same loss; beyond gamma epsilon's has it too."""
+    snr = torch.tensor([0.0, 1.0, 5.0, 100.0])
+    weights = {kind: examples[1].weight_of(snr, 5.0, kind) for kind in ("v_prediction", "sample")}
+    # the error of v is snr + 1 times that of x_0, the error of epsilon snr times it
+    assert torch.allclose(weights["v_prediction"] * (snr + 1), weights["sample"])
+    assert weights["v_prediction"].tolist()[:3] == [1, 1, 1]
+    assert torch.allclose(examples[1].weight_of(snr[1:], 5.0, "epsilon") * snr[1:], weights["sample"][1:] - 1)
+
+
+def test_gradients_err_by_edges_not_by_brightness(examples):
+    x = torch.rand(1, 3, 32, 32)
+    assert examples[1].gradient_error(x, x + 0.5) < 1e-6
+    blurred = torch.nn.functional.avg_pool2d(x, 3, stride=1, padding=1)
+    assert examples[1].gradient_error(x, blurred) > 0.1
+
+
+def test_a_model_that_would_be_too_large_is_refused(examples, pictures, tmp_path, monkeypatch):
+    options = ["--photos", pictures, "--output", tmp_path, "--unet-widths", 128, 256, 320]
+    monkeypatch.setattr(sys, "argv", ["train_embedded.py", *map(str, options)])
+    with pytest.raises(ValueError, match="at most 23400000 are permitted"):
+        examples[1].main()
+
+
+def test_what_is_added_leaves_the_rest_of_a_folder_alone(examples, tiny_sd_folder, tmp_path):
+    from diffusers_compress import VarianceHead
+    from diffusers_compress.hyperprior import HyperPrior
+
+    examples[0].add_parts(tiny_sd_folder, tmp_path / "a", {"error": None}, variance_head=VarianceHead(4))
+    examples[0].add_parts(tmp_path / "a", tmp_path / "b", {"latent": {"mean": [0.0] * 4}}, hyperprior=HyperPrior(4))
+    index = json.loads((tmp_path / "b" / "model_index.json").read_text())
+    assert index["variance_head"] == ["diffusers_compress", "VarianceHead"] and index["hyperprior"][1] == "HyperPrior"
+    assert index["_calibration"] == {"error": None, "latent": {"mean": [0.0] * 4}}
+    for path in Path(tiny_sd_folder).rglob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tiny_sd_folder)).read_bytes()
+    assert DiffCPipeline.from_pretrained(tmp_path / "b").variance_head is not None
+    assert RelicPipeline.from_pretrained(tmp_path / "b").hyperprior is not None
