@@ -22,7 +22,7 @@ import numpy as np
 import scipy.fft
 import torch
 from diffc_variance import own_picture, power
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
 from diffusers_compress import DiffCPipeline, diffusion, embedded_model, images, schedule
@@ -37,6 +37,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default=embedded_model(), help="model folder or Hub id")
+    parser.add_argument("--vae", type=Path, help="an AutoencoderKL's folder: measure it alone, no model is needed yet")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--every", type=int, default=1, help="measure each n-th picture only")
     parser.add_argument("--only", choices=["vae", "prior", "diffc"], nargs="+", default=["vae", "prior", "diffc"])
@@ -164,6 +165,9 @@ def main():
         raise SystemExit(f"no pictures in {args.folder}")
     pipe = DiffCPipeline.from_pretrained(args.model, dtype=torch.float32).to(args.device)
     pipe.set_progress_bar_config(disable=True)
+    if args.vae:
+        pipe.register_modules(vae=AutoencoderKL.from_pretrained(args.vae).to(args.device))
+        args.only = ["vae"]
     pictures, chosen = [images.open_image(path).convert("RGB") for path in paths], range(0, len(paths), args.every)
     latents = [pipe.encode_picture(pipe.pad(images.to_tensor(image)[0][None])) for image in pictures]
     alone = [psnr(samples(image), samples(decode(pipe, x_0, image))) for image, x_0 in zip(pictures, latents)]

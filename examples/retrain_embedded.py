@@ -1,6 +1,6 @@
 """Make all of diffusers_compress/embedded anew, in order: the model, what DiffC and Relic know of it, PerCo's parts.
 
-    python examples/retrain_embedded.py --photos FOLDER --output RUN --minutes 24
+    python examples/retrain_embedded.py --photos FOLDER --output RUN
 
     RUN/model            train_embedded.py: autoencoder, prior, decoder
     RUN/variance_head    train_variance_head.py: calibration of the denoiser's error, variance head
@@ -42,7 +42,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=24, help="for all but PerCo, and but for encoding and calibrating")
+    parser.add_argument("--minutes", type=float, default=20, help="for all but PerCo, and but for encoding and calibrating")
     parser.add_argument("--perco-steps", type=int, default=3000, help="for each of two presets; 0: no PerCo")
     parser.add_argument("--checkpoint-minutes", type=float, default=1)
     return parser.parse_known_args()
@@ -56,11 +56,12 @@ def commands(args, further):
     yield "model", ["train_embedded.py", *common, *stages, *further]
 
     model = ["--model", args.output / "model" / "model"]
-    yield "variance_head", ["train_variance_head.py", *common, *model, "--minutes", minutes["variance head"]]
+    latents = ["--latents", args.output / "latents.pt"]
+    yield "variance_head", ["train_variance_head.py", *common, *model, *latents, "--minutes", minutes["variance head"]]
 
     model = ["--model", args.output / "variance_head" / "model"]
     stages = ["--hyperprior-minutes", minutes["hyperprior"], "--quantizer-minutes", minutes["quantizer"]]
-    yield "relic", ["train_relic.py", *common, *model, *stages]
+    yield "relic", ["train_relic.py", *common, *model, *latents, *stages]
 
     model = ["--model", args.output / "relic" / "model", "--cache", args.output / "perco.pt"]
     pictures = ["--pictures", args.photos, "--validation", len(split(list(args.photos.iterdir()))[1])]

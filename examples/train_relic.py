@@ -7,7 +7,7 @@ Stages, each limited by wall-clock minutes:
     level        the noise level that the denoiser is told: no training
     quantizer    step widths and shifts of the channels, and the timestep, from the latent and the rate
     export       RUN/model: the folder with all of it added
-A run that was stopped goes on from its last checkpoint when the same command is given again. RUN/latents.pt keeps the latents.
+A run that was stopped goes on from its last checkpoint when the same command is given again.
 """
 
 import argparse
@@ -41,6 +41,9 @@ def parse_args():
     parser.add_argument("--photos", type=Path, required=True, help="folder of pictures, every side at least 256 pixels")
     parser.add_argument("--output", type=Path, required=True, help="checkpoints, log.jsonl and the finished model go here")
     parser.add_argument("--model", default=embedded_model(), help="Stable-Diffusion folder or Hub id")
+    parser.add_argument(
+        "--latents", type=Path, help="keep the photos' latents in this file, or take them from it; default: RUN/latents.pt"
+    )
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--hyperprior-minutes", type=float, default=20)
     parser.add_argument("--quantizer-minutes", type=float, default=6)
@@ -167,7 +170,7 @@ def main():
     pipe = RelicPipeline.from_pretrained(args.model, dtype=torch.float32).to(accelerator.device)
 
     photos, validation_photos = split(load_photos(args.photos))
-    path = make_once(args.output / "latents.pt", lambda path: torch.save(encode_photos(pipe, photos), path))
+    path = make_once(args.latents or args.output / "latents.pt", lambda path: torch.save(encode_photos(pipe, photos), path))
     latents = [view for views in torch.load(path, weights_only=True) for view in views]
     validation = [view for views in encode_photos(pipe, validation_photos) for view in views]
     statistics = calibration.latent_statistics(latents)

@@ -26,6 +26,9 @@ def parse_args():
     parser.add_argument("--photos", type=Path, required=True, help="folder of pictures, every side at least 256 pixels")
     parser.add_argument("--output", type=Path, required=True, help="checkpoints, log.jsonl and the finished model go here")
     parser.add_argument("--model", default=embedded_model(), help="Stable-Diffusion folder or Hub id")
+    parser.add_argument(
+        "--latents", type=Path, help="keep the photos' latents in this file, or take them from it; default: RUN/latents.pt"
+    )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--calibration-every", type=int, default=8, help="calibrate on each n-th training photo")
     parser.add_argument("--batch", type=int, default=8, help="latents of 32x32 a step")
@@ -92,7 +95,7 @@ def main():
 
     photos, validation_photos = split(load_photos(args.photos))
     spectrum = calibrate(pipe, photos[:: args.calibration_every], args.output / "error.json")
-    path = make_once(args.output / "latents.pt", lambda path: torch.save(encode_photos(pipe, photos), path))
+    path = make_once(args.latents or args.output / "latents.pt", lambda path: torch.save(encode_photos(pipe, photos), path))
     latents = [view for views in torch.load(path, weights_only=True) for view in views]
     validation = [view for view, _ in encode_photos(pipe, validation_photos)]
     head = train(accelerator, pipe, spectrum, latents, validation, args)

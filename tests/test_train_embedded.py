@@ -43,7 +43,8 @@ def pictures(tmp_path_factory, photo):
 def test_everything_is_made_anew_by_one_command(pictures, tmp_path):
     """The finished folder loads in both codecs, each with its own parts, and their files decode."""
     command = [sys.executable, EXAMPLES / "retrain_embedded.py", "--photos", pictures, "--output", tmp_path, *TINY]
-    subprocess.run([*map(str, command), "--minutes", "0.05", "--perco-steps", "0"], check=True, capture_output=True)
+    command = [*map(str, command), "--minutes", "0.05", "--perco-steps", "0"]
+    subprocess.run(command, check=True, capture_output=True)
     folder = tmp_path / "embedded" / "model"
     picture = Image.open(pictures / "0.png").crop((0, 0, 96, 64))
     for pipeline, parts in ((DiffCPipeline, ["variance_head"]), (RelicPipeline, ["hyperprior", "parameter_network"])):
@@ -55,6 +56,10 @@ def test_everything_is_made_anew_by_one_command(pictures, tmp_path):
     rows = [json.loads(line) for name in ("model", "relic") for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
     assert list(dict.fromkeys(row["stage"] for row in rows)) == ["vae", "unet", "decoder", "hyperprior", "quantizer"]
     assert all(np.isfinite(row["loss"]) for row in rows)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    subprocess.run(command, check=True, capture_output=True)  # finds all of it done
+    assert weights.read_bytes() == before
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(examples, pictures, tmp_path, monkeypatch):
