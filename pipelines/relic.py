@@ -490,17 +490,18 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
     def plan(
         self, parameters: Parameters, x_0: Tensor, noise: schedule.NoiseSchedule, affine: bool = True
     ) -> tuple[Parameters, Quantizer]:
-        """The parameters with their timestep and, if `affine`, the parameter network's scales and shifts; their `Quantizer` for x_0."""
-        statistics, level = self.statistics(), 0.0
-        if affine and self.parameter_network is not None:
-            scales, shifts, level = self.parameter_network.portable().choose(x_0, statistics, step_width(parameters.step))
+        """The parameters with their timestep and, if `affine`, what the parameter network chooses; their `Quantizer` for x_0."""
+        statistics, level, step = self.statistics(), 0.0, step_width(parameters.step)
+        # With less noise than at the first timestep there is nothing to choose between.
+        if affine and self.parameter_network is not None and step / math.sqrt(12) > 1 / float(noise.ratio[0]):
+            scales, shifts, level = self.parameter_network.portable().choose(x_0, statistics, step)
             parameters.scales = [round(SCALES_PER_OCTAVE * scale) for scale in scales]
             parameters.shifts = [round(SHIFT_PARTS * shift) for shift in shifts]
         if parameters.coded is None:
-            parameters.coded = worth_coding(powers(x_0, statistics), step_width(parameters.step))[0].tolist()
+            parameters.coded = worth_coding(powers(x_0, statistics), step)[0].tolist()
         quantizer = Quantizer(parameters, statistics, x_0.shape)
         # D^2 / 12 = sigma^2 / alpha^2, Relic et al. 2025
-        sigma = quantizer.level(quantizer.values(x_0), x_0) * 2**level * level_at(statistics, step_width(parameters.step))
+        sigma = quantizer.level(quantizer.values(x_0), x_0) * 2**level * level_at(statistics, step)
         parameters.timestep = schedule.timestep_at(noise, 1 / sigma)
         return parameters, quantizer
 

@@ -235,12 +235,25 @@ def test_coded_bytes_are_the_ideal_code_length(pipe, trained, photo):
 
 
 def test_learned_parameters_reach_the_file_and_the_reader(trained, photo):
-    data = trained.compress(photo, max_bytes=600).bitstreams[0]
-    assert len(data) <= 600 and describe(data)["entropy_model"] == "hyperprior"
+    data = trained.compress(photo, max_bytes=250).bitstreams[0]
+    assert len(data) <= 250 and describe(data)["entropy_model"] == "hyperprior"
     _, parameters, _ = read_file(data)
     assert all(parameters.scales) and any(parameters.shifts)
     assert np.isfinite(decoded(trained, data)).all()
-    assert describe(trained.compress(photo, max_bytes=600, entropy_model="adaptive").bitstreams[0])["entropy_model"] == "adaptive"
+    assert describe(trained.compress(photo, max_bytes=250, entropy_model="adaptive").bitstreams[0])["entropy_model"] == "adaptive"
+
+
+def test_the_parameter_network_chooses_where_that_pays(embedded, photo):
+    """Not in a file that its choice would be a large part of, nor where hardly any noise is left to choose a timestep for."""
+    picture = photo.resize((256, 256))
+
+    def found(max_bytes):
+        return read_file(embedded.compress(picture, max_bytes=max_bytes).bitstreams[0])[1]
+
+    small, middle, fine = found(300), found(700), found(20_000)
+    assert not any(small.scales) and not any(small.shifts)
+    assert any(middle.scales) and small.step > middle.step > fine.step
+    assert not any(fine.scales) and step_width(fine.step) / 12**0.5 < 1 / float(from_scheduler(embedded.scheduler).ratio[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -459,3 +472,22 @@ def test_wrong_arguments_of_compress(pipe, photo, arguments, words):
 def test_wrong_arguments_of_decompress(pipe, coded, arguments, words):
     with pytest.raises(ValueError, match=words):
         pipe.decompress(coded, **arguments)
+
+
+def test_the_calibrated_level_brings_texture_back(portrait):
+    """Nearer to what the autoencoder alone gives back than if the denoiser were told of all the quantization noise."""
+    pipe, face = load(embedded_model(), dtype=torch.float32), portrait.crop((64, 0, 192, 128))
+    pipe.register_modules(parameter_network=None)
+    measured = calibration.calibrate_latent(pipe, [face])
+    assert all(calibration.SMALLEST_LEVEL <= level <= 1 for level in measured["level"]) and min(measured["level"]) < 0.9
+    x = pipe.pad(images.to_tensor(face)[0][None])
+    with torch.no_grad():
+        wanted = calibration.texture(pipe.decode_latent(pipe.encode_picture(x))).log()
+
+    def missing(levels):
+        pipe.register_to_config(calibration={"latent": measured | {"level": levels}})
+        data = pipe.compress(face, max_bytes=200).bitstreams[0]
+        pixels = pipe.decompress(data, output_type="pt").images[0]
+        return abs(float(calibration.texture(pixels[None] * 2 - 1).log() - wanted))
+
+    assert missing(measured["level"]) < 0.9 * missing([1.0] * len(measured["steps"]))
