@@ -8,7 +8,7 @@ file and budgets run over Stable Diffusion's levels; budgets are chosen so that 
 
 channel   perfect: draws y ~ N(m, I) itself and is charged the exact KL of every step and no side information, so what it lies
           above 1 is the loss of few big steps and of the start from noise. published: the Poisson channel simulated in law
-          (`diffc_efficiency.PublishedChannel`), charged its payload alone. trellis, trellis16, poisson: the product's.
+          (`diffc_efficiency.PublishedChannel`), charged its payload alone. trellis, trellis32, poisson: the product's.
 error     what the reference knows of the error: exact; wrong, by a factor exp(N(0, 1)) for each coefficient; default, the built-in
           spectrum 1 / frequency^2; none, the variance of the published coder.
 sent      bits of the payload and of `diffc.Parameters`, in whole bytes as in a file; not the header that every codec has. Of it
@@ -184,7 +184,8 @@ def main():
     args = parser.parse_args()
 
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample")
-    noise, power = schedule.from_scheduler(scheduler), power_spectrum(tuple(args.dims), args.exponent)
+    noise = schedule.from_pure_noise(schedule.from_scheduler(scheduler))
+    power = power_spectrum(tuple(args.dims), args.exponent)
     print(
         f"{power.numel()} dimensions, spectrum frequency^-{args.exponent:g}, {args.sources} sources; +- is their standard deviation"
     )

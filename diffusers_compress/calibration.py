@@ -89,7 +89,7 @@ def calibrate_error(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> d
     """
     if not pictures:
         raise ValueError("no picture given: at least one is needed")
-    noise, generator = pipe.noise_schedule(), torch.Generator().manual_seed(seed)
+    noise, generator = schedule.from_pure_noise(pipe.noise_schedule()), torch.Generator().manual_seed(seed)
     timesteps = sorted({schedule.timestep_at(noise, ratio) for ratio in RATIOS}, reverse=True)
     sums = torch.zeros(len(timesteps), pipe.family.channels, reference.BANDS, dtype=torch.float64)
     counts = torch.zeros(reference.BANDS, dtype=torch.float64)
@@ -103,7 +103,8 @@ def calibrate_error(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> d
         band = reference.bands(*x_0.shape[-2:]).flatten()
         counts.index_add_(0, band, torch.ones(len(band), dtype=torch.float64))
         for total, x, output, level in zip(sums, x_t.split(1), outputs.split(1), levels):
-            x_0_hat = diffusion.predict_x0(output, x, *level, noise.prediction_type)
+            known = level[0] or noise.knows_last
+            x_0_hat = diffusion.predict_x0(output, x, *level, noise.prediction_type) if known else torch.zeros_like(x)
             error = reference.transform(x_0 - x_0_hat)[0].flatten(1).cpu().double()
             total.index_add_(1, band, error.square())
     measured = counts.nonzero().squeeze(1)  # small pictures lack the lowest frequencies

@@ -64,8 +64,8 @@ MaxBytes = Annotated[int | None, typer.Option(help="File size not to exceed.")]
 Quality = Annotated[float | None, typer.Option(help="How far down the noise the stream goes, above 0 and up to 1.")]
 Prompt = Annotated[str, typer.Option(help="What the picture shows; stored in the file.")]
 Channel = Annotated[
-    Literal["trellis", "trellis16", "poisson"],
-    typer.Option(help="trellis16: slower, files 1 to 2 % smaller. poisson is the published coder, for comparison."),
+    Literal["trellis", "trellis32", "poisson"],
+    typer.Option(help="trellis32: slower, files 1 to 2 % smaller. poisson is the published coder, for comparison."),
 ]
 Reconstruction = Annotated[Literal["flow", "ancestral", "denoised"], typer.Option(help="How the decoder finishes the picture.")]
 Preview = Annotated[bool, typer.Option("--preview", help="One network call (diffc: --reconstruction denoised), or none (relic).")]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from diffusers_compress.bitstream import DEFAULT_LIMITS, BitReader, BitWriter, Corrupt, LimitExceeded, check_prompt
 
-CHANNEL_NUMBERS = {"trellis": 1, "poisson": 2, "trellis16": 3}
+CHANNEL_NUMBERS = {"trellis": 1, "poisson": 2, "trellis32": 3}
 MAX_PROMPT_BYTES, MAX_STEPS = DEFAULT_LIMITS.prompt_bytes, DEFAULT_LIMITS.steps
 STRIDE_UNIT = 1024  # strides are counted in 1/1024 of alpha/sigma
 

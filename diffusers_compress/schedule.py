@@ -3,7 +3,7 @@
 Variance-preserving diffusion has alpha_t^2 + sigma_t^2 = 1, flow matching has alpha_t + sigma_t = 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import SchedulerMixin
@@ -19,11 +19,13 @@ SMALLEST_ALPHAS_CUMPROD = 2**-24
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """`alpha` and `sigma`: [T] float64 on the CPU, t = 0 the least noisy; `prediction_type`: what the network's output means."""
+    """`alpha` and `sigma`: [T] float64 on the CPU, t = 0 the least noisy; `prediction_type`: what the network's output means;
+    `knows_last`: whether the network was trained at the last level."""
 
     alpha: Tensor
     sigma: Tensor
     prediction_type: str
+    knows_last: bool = True
 
     @property
     def ratio(self) -> Tensor:
@@ -78,6 +80,18 @@ def flow_matching(num_train_timesteps: int) -> NoiseSchedule:
     """
     sigma = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
     return NoiseSchedule(1 - sigma, sigma, FLOW)
+
+
+def from_pure_noise(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The same levels, but for the last: pure noise, as a codec's x_T is, where most models were trained with a trace of a picture.
+
+    Such a network takes the trace for granted. It must not be asked there: what is known of x_0 is its mean, 0.
+    """
+    if schedule.alpha[-1] ** 2 <= SMALLEST_ALPHAS_CUMPROD:
+        return schedule
+    alpha, sigma = schedule.alpha.clone(), schedule.sigma.clone()
+    alpha[-1], sigma[-1] = 0, 1
+    return replace(schedule, alpha=alpha, sigma=sigma, knows_last=False)
 
 
 def timestep_at(schedule: NoiseSchedule, ratio: float) -> int:

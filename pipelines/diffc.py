@@ -130,10 +130,11 @@ def reverse(noise, channel, x_t, ends, network, error_variance):
     x_t, t, step = list(x_t.split(1)), [noise.alpha.numel() - 1] * len(ends), 0
     while active := [i for i, end in enumerate(ends) if end.goes_on(t[i], step)]:
         x, ts = torch.cat([x_t[i] for i in active]), [t[i] for i in active]
-        outputs = network(x, ts, active).split(1)
-        x_0_hat = [
-            diffusion.predict_x0(output, x_t[i], *noise.level(t[i]), noise.prediction_type) for i, output in zip(active, outputs)
-        ]
+        if step or noise.knows_last:
+            outputs = zip(active, network(x, ts, active).split(1))
+            x_0_hat = [diffusion.predict_x0(output, x_t[i], *noise.level(t[i]), noise.prediction_type) for i, output in outputs]
+        else:
+            x_0_hat = [torch.zeros_like(x_t[i]) for i in active]
         error, rank = (each.flatten(1) for each in error_variance(x, torch.cat(x_0_hat), ts))
         plans = [ends[i].plan(t[i], prediction, e) for i, prediction, e in zip(active, x_0_hat, error)]
 
@@ -358,9 +359,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             max_bytes: size in bytes that no file exceeds.
             quality: in (0, 1]; the stream ends at about the timestep (1 - quality) (T - 1), not below it. Exactly one of these three.
             prompt: one for all or one for each picture; stored in the file.
-            num_inference_steps: coded steps, each a network call, 1 to 256. Of a file so small that a step would have less than 64
+            num_inference_steps: coded steps, each a network call (but the first, unless the model was trained on pure noise), 1 to 256. Of a file so small that a step would have less than 64
                 bits there are fewer; with `quality` it is the number for an average picture.
-            channel: "trellis"; "trellis16", whose search takes a CPU several times as long, for files 1 to 2 % smaller; or "poisson",
+            channel: "trellis"; "trellis32", whose search takes a CPU several times as long, for files 1 to 2 % smaller; or "poisson",
                 the published coder.
             batch_size: pictures of like size that go through the network together at most.
             callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
@@ -373,7 +374,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         pictures = images.as_list(image)
         prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
         check_compress_arguments(target_bpp, max_bytes, quality, num_inference_steps, channel, prompts, pictures)
-        noise = self.noise_schedule()
+        noise = schedule.from_pure_noise(self.noise_schedule())
         tensors, notes = zip(*map(images.to_tensor, pictures))
         identity = self.fingerprint()
         stop_t = 0 if quality is None else round((1 - quality) * (noise.alpha.numel() - 1))
@@ -452,13 +453,14 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             raise ValueError(f"{len(generator)} generators were given for {len(files)} files")
         self.check_model([header for header, *_ in files], allow_other_model)
         noise = self.noise_schedule()
+        coded = schedule.from_pure_noise(noise)
 
         pictures, drifts = [None] * len(files), [None] * len(files)
         shapes = [(self.latent_shape(header.height, header.width), parameters.channel) for header, parameters, *_ in files]
         for group in groups_of(batch_size, shapes):
             prompts = [files[i][1].prompt for i in group]
             shape, channel = shapes[group[0]]
-            ends = self.reverse(noise, CHANNELS[channel], [Receiver(noise, *files[i][1:3]) for i in group], shape, prompts)
+            ends = self.reverse(coded, CHANNELS[channel], [Receiver(coded, *files[i][1:3]) for i in group], shape, prompts)
             for i, (x_t, _) in zip(group, ends):
                 drifts[i] = drift_of(x_t, *files[i][1:3])
             if reconstruction == "flow":

@@ -285,6 +285,8 @@ def ratios(rescaled=False):
         c = [math.sqrt(alpha) for alpha in alphas]
         alphas = [((x - c[-1]) * c[0] / (c[0] - c[-1])) ** 2 for x in c]
     alphas = [max(alpha, 2.0**-24) for alpha in alphas]
+    if alphas[-1] > 2.0**-24:
+        alphas[-1] = 0.0
     return [math.sqrt(alpha / (1 - alpha)) for alpha in alphas]
 
 
@@ -302,8 +304,8 @@ def expected_error(ratio, channels, h, w):
 
 
 def kl(budget, channel):
-    states, slope, offset = {1: (14, 0.925, 2.35), 3: (16, 0.949, 2.85)}[channel]
-    return budget**2 / (budget + 3.3) if budget <= states else slope * budget - offset
+    slope, offset = {1: (0.925, 2.35), 3: (0.959, 3)}[channel]
+    return budget**2 / (budget + 3.3) if budget <= 14 else slope * budget - offset
 
 
 def excess(error, budget, channel):
@@ -318,19 +320,20 @@ def excess(error, budget, channel):
 
 def trellis_samples(message, v, rank, channel, step):
     """y of one step."""
-    n, budget, (states, bits, first) = len(v), len(message), {1: (14, 4, 12), 3: (16, 2, 14)}[channel]
+    n, budget, state_bits = len(v), len(message), {1: 14, 3: 32}[channel]
     shuffled, sign = permutation(n, step), signs(n, step)
     p = sorted(shuffled, key=lambda i: -rank[i])
     line = sorted(range(n), key=lambda i: i * 0x9E3779B1 % 2**32)
-    ends = [*range(states, budget, bits), budget] if budget > states else [budget]
-    weights = [first + max(0, end - states) for end in ends]
+    ends = [*range(14, budget, 4), budget] if budget > 14 else [budget]
+    weights = [12 + max(0, end - 14) for end in ends]
     bounds = [0] + [n * weight // weights[-1] for weight in weights]
-    codebook = normals(2**states, CODEBOOK, step)
+    codebook = normals(2**14, CODEBOOK, step)
     c = [0.0] * n
     for j, end in enumerate(ends):
-        state = int("".join(map(str, message[:end]))[-states:] or "0", 2)
+        state = int("".join(map(str, message[:end]))[-state_bits:] or "0", 2)
+        place = state % 2**14 ^ (state >> 14) * 0x9E3779B1 % 2**32 >> 18
         for z in range(bounds[j], bounds[j + 1]):
-            c[line[z]] = codebook[(state + z - bounds[j]) % 2**states] / 65536
+            c[line[z]] = codebook[(place + z - bounds[j]) % 2**14] / 65536
     u = [v[i] for i in p]
     groups = min(n // 16, -(-budget // 16))
     for q in range(groups):

@@ -11,7 +11,7 @@ from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, calibratio
 from diffusers_compress.channels import CHANNELS
 from diffusers_compress.families import family_of
 from diffusers_compress.pipelines import diffc
-from diffusers_compress.schedule import FLOW
+from diffusers_compress.schedule import FLOW, from_pure_noise
 
 CODECS = {"diffc": DiffCPipeline, "relic": RelicPipeline}
 
@@ -60,7 +60,7 @@ def test_round_trip_through_a_file(folders, photo, tmp_path, codec, family):
 
 def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
     """The network knows nothing, so only the stream can do it: the error of x_t / alpha falls to the schedule's noise."""
-    noise, picture = pipe.noise_schedule(), photo.resize((48, 32))
+    noise, picture = from_pure_noise(pipe.noise_schedule()), photo.resize((48, 32))
     with torch.no_grad():
         x_0 = pipe.encode_picture(images.to_tensor(picture)[0][None])
         assert x_0.shape[1:] == pipe.latent_shape(32, 48)

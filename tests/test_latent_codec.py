@@ -71,10 +71,10 @@ def test_a_callback_sees_every_step_and_changes_nothing(codec, pipe, photo, code
     options = {"callback_on_step_end": look, "callback_on_step_end_tensor_inputs": ["latents", "noise_pred"]}
     if codec == "diffc":
         assert pipe.compress(photo, max_bytes=100, **FAST[codec], **options).bitstreams[0] == coded
-        assert [step for step, *_ in seen] == [0, 1, 2] and seen[0][1] == 999
+        assert [step for step, *_ in seen] == [0, 1] and seen[0][1] < 999  # without a call at pure noise
         seen.clear()
     assert_same(pipe.decompress(coded, output_type="np", num_inference_steps=3, **options).images[0], decoded)
-    assert len(seen) == 3 + 3 if codec == "diffc" else len(seen) >= 1
+    assert len(seen) == 2 + 3 if codec == "diffc" else len(seen) >= 1
     timesteps = [timestep for _, timestep, *_ in seen]
     assert timesteps == sorted(timesteps, reverse=True)
     assert all(names == ["latents", "noise_pred"] and shape == (1, 4, 8, 12) for *_, names, shape in seen)

@@ -2,7 +2,7 @@ import diffusers
 import pytest
 import torch
 
-from diffusers_compress.schedule import from_scheduler, timestep_at
+from diffusers_compress.schedule import flow_matching, from_pure_noise, from_scheduler, timestep_at
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
 VARIANCE_PRESERVING = [
@@ -51,6 +51,16 @@ def test_sampling_options_are_ignored(option):
     scheduler = diffusers.EulerDiscreteScheduler.from_config(plain.config, timestep_spacing="leading", **{option: True})
     scheduler.set_timesteps(7)
     assert torch.equal(from_scheduler(scheduler).alpha, from_scheduler(plain).alpha)
+
+
+def test_only_a_last_level_that_is_not_pure_noise_is_replaced():
+    for trained_on_noise in (schedule_of(prediction_type="v_prediction", rescale_betas_zero_snr=True), flow_matching(1000)):
+        assert trained_on_noise.knows_last and from_pure_noise(trained_on_noise) is trained_on_noise
+    trained = schedule_of()
+    schedule = from_pure_noise(trained)
+    assert trained.knows_last and not schedule.knows_last
+    assert schedule.level(999) == (0, 1) and schedule.snr[-1] == 0
+    assert torch.equal(schedule.alpha[:-1], trained.alpha[:-1]) and torch.equal(schedule.sigma[:-1], trained.sigma[:-1])
 
 
 def test_zero_terminal_snr_is_almost_zero():

@@ -1,5 +1,6 @@
 import math
 import zlib
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from diffusers_compress import reference
 from diffusers_compress.channels import CHANNELS, trellis
 
-TRELLIS, TRELLIS16 = CHANNELS[1], CHANNELS[3]
-BOTH = pytest.mark.parametrize("channel", [TRELLIS, TRELLIS16], ids=["trellis", "trellis16"])
+TRELLIS, TRELLIS32 = CHANNELS[1], CHANNELS[3]
+BOTH = pytest.mark.parametrize("channel", [TRELLIS, TRELLIS32], ids=["trellis", "trellis32"])
 
 
 def flat(batch, n):
@@ -85,28 +86,51 @@ def test_messages_of_another_shape_are_refused(shape):
         TRELLIS.decode(np.zeros(shape, np.uint8), *flat(1, 10), 6, step=0)
 
 
-@BOTH
 @pytest.mark.parametrize("budget", [1, 2, 3, 14, 15, 16, 17, 18, 100, 1001])
 @pytest.mark.parametrize("n", [1, 10, 1000])
-def test_segments_are_consecutive_and_read_the_whole_message(channel, n, budget):
-    ends, bounds = channel._segments(n, budget)
-    assert ends[0] == min(budget, channel.state_bits) and ends[-1] == budget
-    assert all(1 <= high - low <= channel.segment_bits for low, high in zip(ends, ends[1:]))
+def test_segments_are_consecutive_and_read_the_whole_message(n, budget):
+    ends, bounds = trellis._segments(n, budget)
+    assert ends[0] == min(budget, 14) and ends[-1] == budget
+    assert all(1 <= high - low <= 4 for low, high in zip(ends, ends[1:]))
     assert len(bounds) == len(ends) + 1 and bounds[0] == 0 and bounds[-1] == n and bounds == sorted(bounds)
 
 
-@BOTH
-def test_encoder_finds_the_best_message(channel):
-    excess, rank = torch.full((1, 200), 0.3), flat(1, 200)[1]
+@pytest.mark.parametrize("channel", [TRELLIS, replace(TRELLIS32, survivors=2**14)], ids=["trellis", "trellis32"])
+@pytest.mark.parametrize("budget", [7, 16])
+def test_encoder_finds_the_best_message(channel, budget):
+    excess, rank = torch.full((1, 100), 0.3), flat(1, 100)[1]
     m = shifts(excess, 8.0)
-    message, y = channel.encode(m, excess, rank, 7, step=1)
-    every = channel.decode(all_messages(7), excess.expand(128, -1), rank.expand(128, -1), 7, step=1)
-    assert np.array_equal(message[0], all_messages(7)[int(delivered(every, m, excess).argmax())])
+    message, y = channel.encode(m, excess, rank, budget, step=1)
+    every = all_messages(budget)
+    samples = channel.decode(every, excess.expand(2**budget, -1), rank.expand(2**budget, -1), budget, step=1)
+    assert np.array_equal(message[0], every[int(delivered(samples, m, excess).argmax())])
+
+
+def test_more_survivors_find_better_messages():
+    excess, rank = uneven(8, 4000, 1.5, 150.0)
+    m = shifts(excess, 150.0)
+    found = []
+    for survivors in (2**4, 2**8, 2**12):
+        y = replace(TRELLIS32, survivors=survivors).encode(m, excess, rank, 160, step=1)[1]
+        found.append(delivered(y, m, excess).mean().item())
+    assert found == sorted(found) and found[2] > 1.02 * found[0]
+
+
+@pytest.mark.parametrize("channel, remembered", [(TRELLIS, 14), (TRELLIS32, 32)], ids=["trellis", "trellis32"])
+def test_a_codeword_depends_on_the_last_bits_and_no_others(channel, remembered):
+    """The sample of the last segment changes with each bit that its state holds."""
+    budget, (excess, rank) = 14 + 4 * 12, flat(1, 500)
+    messages = np.concatenate([np.zeros((1, budget), np.uint8), np.eye(budget, dtype=np.uint8)])
+    y = channel.decode(messages, excess.expand(budget + 1, -1), rank.expand(budget + 1, -1), budget, step=1)
+    order, signs, line = trellis._layout(rank, 1)
+    y = trellis._mix(y[:, order[0]] * signs, budget)[:, line][:, trellis._segments(500, budget)[1][-2] :]
+    changed = [not torch.equal(y[0], y[1 + i]) for i in range(budget)]
+    assert changed == [i >= budget - remembered for i in range(budget)]
 
 
 @BOTH
 def test_encoder_finds_the_best_of_the_last_bits(channel):
-    budget = channel.state_bits + 6  # the last segment reads two bits
+    budget = 14 + 6  # the last segment reads two bits
     excess, rank = torch.full((1, 400), 0.3), flat(1, 400)[1]
     m = shifts(excess, 15.0)
     message, y = channel.encode(m, excess, rank, budget, step=1)
@@ -140,12 +164,12 @@ def philox_word(position, stream, step):
     return (a, b, c, d)[position % 4]
 
 
-def decode_from_the_format(bits, excess, rank, step, state_bits, segment_bits, first_weight):
+def decode_from_the_format(bits, excess, rank, step, state_bits):
     """The decoder again, in plain Python numbers."""
     n, budget = len(excess), len(bits)
     quantile = [NormalDist().inv_cdf((i + 0.5) / 65536) for i in range(65536)]
-    ends = [*range(state_bits, budget, segment_bits), budget]
-    weights = [first_weight + max(0, end - state_bits) for end in ends]
+    ends = [*range(14, budget, 4), budget]
+    weights = [12 + max(0, end - 14) for end in ends]
     bounds = [n * weight // weights[-1] for weight in weights]
     order = sorted(range(n), key=lambda i: (-rank[i], philox_word(i, 1, step)))
     line = sorted(range(n), key=lambda i: i * 0x9E3779B1 % 2**32)
@@ -156,7 +180,8 @@ def decode_from_the_format(bits, excess, rank, step, state_bits, segment_bits, f
     for i in range(n):
         j = sum(bound <= i for bound in bounds)
         state = int("".join(map(str, [0] * state_bits + bits[: ends[j]]))[-state_bits:], 2)
-        position = (state + i - [0, *bounds][j]) % 2**state_bits
+        place = state % 2**14 ^ (state // 2**14) * 0x9E3779B1 % 2**32 // 2**18
+        position = (place + i - [0, *bounds][j]) % 2**14
         half = philox_word(position // 2, 3, step) >> 16 * (position % 2) & 0xFFFF
         y[line[i]] = math.sqrt(1 + v[line[i]]) * round(quantile[half] * 65536) / 65536
     for g in range(groups):
@@ -175,7 +200,7 @@ def test_a_decoder_written_from_the_format_agrees(channel, n, budget):
     excess, rank = uneven(1, n, 1.5, 30.0)
     rank = rank // 40  # so that some are equal
     bits = [i * i % 5 % 2 for i in range(budget)]
-    message, constants = np.array([bits], dtype=np.uint8), (6, channel.state_bits, channel.segment_bits, channel.first_weight)
+    message, constants = np.array([bits], dtype=np.uint8), (6, channel.state_bits)
     expected = decode_from_the_format(bits, excess[0].tolist(), rank[0].tolist(), *constants)
     assert channel.decode(message, excess, rank, budget, 6)[0].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
     # exact where the excess is
@@ -183,7 +208,7 @@ def test_a_decoder_written_from_the_format_agrees(channel, n, budget):
     assert channel.decode(message, torch.zeros_like(excess), rank, budget, 6)[0].tolist() == expected
 
 
-@pytest.mark.parametrize("channel, checksum", [(TRELLIS, 0x027C79C5), (TRELLIS16, 0x34BA9D84)], ids=["trellis", "trellis16"])
+@pytest.mark.parametrize("channel, checksum", [(TRELLIS, 0x027C79C5), (TRELLIS32, 0x36768347)], ids=["trellis", "trellis32"])
 def test_message_and_sample_are_those_of_the_format(channel, checksum):
     message = (np.arange(75) % 7 % 2).astype(np.uint8)[None]
     excess, rank = flat(1, 1000)
@@ -197,7 +222,7 @@ def test_message_and_sample_are_those_of_the_format(channel, checksum):
 @pytest.mark.parametrize(
     "channel, budget, spread, batches",
     [(TRELLIS, 6, None, 8), (TRELLIS, 40, None, 6), (TRELLIS, 200, None, 2), (TRELLIS, 200, 0, 2), (TRELLIS, 200, 2, 4)]
-    + [(TRELLIS, 600, 2, 2), (TRELLIS16, 200, 2, 1)],
+    + [(TRELLIS, 600, 2, 2), (TRELLIS32, 200, 2, 1)],
 )
 def test_a_message_delivers_the_useful_bits(channel, budget, spread, batches):
     """The likelihood ratio's mean is the KL of the q wanted; the expected variance is none (None), flat (0) or strongly uneven."""
@@ -232,7 +257,7 @@ def assert_uncorrelated(a, b, margin=5):
 
 
 @pytest.mark.parametrize(
-    "channel, budget, spread", [(TRELLIS, 200, None), (TRELLIS, 200, 2), (TRELLIS, 600, 2), (TRELLIS16, 100, 2)]
+    "channel, budget, spread", [(TRELLIS, 200, None), (TRELLIS, 200, 2), (TRELLIS, 600, 2), (TRELLIS32, 100, 2)]
 )
 def test_the_noise_is_standard_normal(channel, budget, spread):
     """y - shift has the law of a step's noise: no trace of the shift, of what was expected, of neighbours, pictures or steps."""
@@ -308,7 +333,7 @@ def test_kl_rises_and_stays_below_the_budget(channel):
 
 
 def test_more_states_deliver_more():
-    assert all(TRELLIS.kl(budget) < TRELLIS16.kl(budget) for budget in (40, 100, 1000))
+    assert all(TRELLIS.kl(budget) < TRELLIS32.kl(budget) for budget in (40, 100, 1000))
 
 
 @pytest.mark.parametrize("kl", [-1.0, math.nan, math.inf])

@@ -65,7 +65,7 @@ def t5(tokenizer):
 
 def autoencoder(latent_channels=4, **config):
     """Of factor 8."""
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -75,6 +75,9 @@ def autoencoder(latent_channels=4, **config):
         sample_size=64,
         **config,
     )
+    if vae.quant_conv is not None:
+        vae.quant_conv.weight.data *= 30  # latents of about unit variance, as a trained one's are
+    return vae
 
 
 def unet(**config):

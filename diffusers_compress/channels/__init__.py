@@ -17,7 +17,7 @@ from diffusers_compress.channels.trellis import Trellis
 
 # The lines through the useful bits were measured (benchmarks/channel_overhead.py).
 CHANNELS = {
-    1: Trellis(state_bits=14, segment_bits=4, first_weight=12, slope=0.925, intercept=2.35),
+    1: Trellis(state_bits=14, slope=0.925, intercept=2.35),
     2: poisson,
-    3: Trellis(state_bits=16, segment_bits=2, first_weight=14, slope=0.949, intercept=2.85),
+    3: Trellis(state_bits=32, slope=0.959, intercept=3.0, survivors=2**13),
 }

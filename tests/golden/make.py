@@ -35,7 +35,7 @@ from diffusers_compress import (  # noqa: E402
     embedded_model,
 )
 from diffusers_compress.pipelines import diffc, perco, relic  # noqa: E402
-from diffusers_compress.schedule import from_scheduler  # noqa: E402
+from diffusers_compress.schedule import from_pure_noise  # noqa: E402
 
 PIPELINES = {"diffc": DiffCPipeline, "perco": PerCoPipeline, "relic": RelicPipeline}
 WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
@@ -52,7 +52,7 @@ CASES = {
     "diffc-trellis-cut": ("diffc", "epsilon", (48, 32), {"max_bytes": 150, "prompt": "a house"}, {}, 90),
     "diffc-trellis-1x1": ("diffc", "epsilon", (1, 1), {"max_bytes": 40}, {}, None),
     "diffc-trellis-check": ("diffc", "v_prediction", (40, 56), {"max_bytes": 200, "num_inference_steps": 6}, {}, None),
-    "diffc-trellis16": ("diffc", "v_prediction", (33, 31), {"max_bytes": 120, "channel": "trellis16"}, {}, None),
+    "diffc-trellis32": ("diffc", "v_prediction", (33, 31), {"max_bytes": 120, "channel": "trellis32"}, {}, None),
     "diffc-poisson": ("diffc", "epsilon", (48, 32), {"max_bytes": 100, "channel": "poisson"}, {}, None),
     "diffc-embedded": ("diffc", "embedded", (64, 48), {"max_bytes": 120, "prompt": "a beach"}, {}, None),
     "diffc-embedded-preview": ("diffc", "embedded", (64, 48), {"max_bytes": 60}, {"reconstruction": "denoised"}, None),
@@ -150,6 +150,8 @@ def pipeline(codec, model):
     else:
         words = tokenizer(captions.ALPHABET, MERGES) if codec == "perco" else None  # numbered as CLIP's
         pipe = PIPELINES[codec](**components(model, words))
+        if codec == "diffc":
+            pipe.vae.register_to_config(scaling_factor=2.0)  # latents of some variance, so that files have steps
         if codec == "relic":
             prior = filled(HyperPrior(latent_channels=4, hidden=16), 3)
             prior.settle()
@@ -185,7 +187,7 @@ def symbols(pipe, data):
     """What has to come out of a file exactly, whatever the machine, as plain values."""
     if isinstance(pipe, DiffCPipeline):
         _, parameters, messages, _ = diffc.read_file(data)
-        timesteps = diffc.timesteps_of(from_scheduler(pipe.scheduler), parameters)
+        timesteps = diffc.timesteps_of(from_pure_noise(pipe.noise_schedule()), parameters)
         return {"timesteps": timesteps, "budgets": parameters.budgets, "messages": [message.tolist() for message in messages]}
     if isinstance(pipe, PerCoPipeline):
         header, parameters, payload = perco.read_file(data)
