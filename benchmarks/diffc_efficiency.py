@@ -32,7 +32,12 @@ from diffusers_compress.pipelines import diffc
 
 # Network calls that the published schedule has made when it reaches a timestep.
 CALLS = {1000: 0, 900: 4, 800: 8, 700: 12, 600: 17, 500: 24, 400: 35, 300: 46, 200: 62, 100: 90, 50: 113, 20: 142, 10: 152}
-OURS = {"a fifth": (5, "trellis"), "a fifth, trellis32": (5, "trellis32"), "a tenth": (10, "trellis")}
+OURS = {
+    "a fifth": (5, "trellis"),
+    "a fifth, trellis32": (5, "trellis32"),
+    "a tenth": (10, "trellis"),
+    "a tenth, trellis32": (10, "trellis32"),
+}
 
 
 class PublishedChannel:

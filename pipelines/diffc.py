@@ -540,7 +540,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         variances = [reference.error_variance(self.error_calibration(), float(level), shape) for level in snr]
         # The ranks are made on the CPU: they decide which bits belong to which coefficient.
         variance, rank = (each.to(x_t.device) for each in (torch.stack(variances), reference.rank(torch.stack(variances))))
-        if self.variance_head is not None:
+        asked = noise.knows_last or noise.alpha[timesteps[0]] > 0  # the first step is that of all pictures
+        if self.variance_head is not None and asked:
             alpha, sigma = (level[timesteps].float().to(x_t.device)[:, None, None, None] for level in (noise.alpha, noise.sigma))
             variance = variance * self.variance_head(x_0_hat, (x_t - alpha * x_0_hat) / sigma, snr.to(x_t.device)).exp()
         return variance, rank

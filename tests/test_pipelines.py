@@ -447,6 +447,9 @@ def test_the_variance_head_changes_the_variance_and_not_the_rank(informed):
     expected = reference.error_variance(informed.config.calibration["error"], float(noise.snr[500]), (4, 8, 12))
     assert torch.equal(rank[0], reference.rank(expected))
     assert torch.allclose(error[0, :, ::4, ::4], expected[:, ::4, ::4]) and not torch.allclose(error[0], expected)
+    with torch.no_grad():  # at pure noise there is no prediction to look at
+        error, _ = informed.error_variance(noise, x, torch.zeros_like(x), [999])
+    assert torch.equal(error[0], reference.error_variance(informed.config.calibration["error"], 0.0, (4, 8, 12)))
 
 
 def test_another_calibration_or_variance_head_is_another_model(informed, photo, tiny_sd_folder):
