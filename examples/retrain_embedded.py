@@ -92,7 +92,7 @@ def curves(log):
         lines = [row for row in rows if row["stage"] == stage]
         columns = [name for name in lines[0] if name != "stage"]
         yield f"\n| {stage}: " + " | ".join(columns) + " |\n" + "|--" * len(columns) + "|"
-        for row in lines[:: -max(1, len(lines) // CURVE_POINTS)][::-1]:
+        for row in lines[:: -len(lines) // CURVE_POINTS][::-1]:
             yield "| " + " | ".join(str(row[name]) for name in columns) + " |"
 
 

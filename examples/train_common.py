@@ -158,7 +158,7 @@ def add_parts(model, folder, calibration, **components):
 
 
 class Stage:
-    """One stage's loop: cosine learning rate over wall-clock minutes, averaged weights, checkpoints, log lines."""
+    """One stage's loop, in one process: cosine learning rate over wall-clock minutes, averaged weights, checkpoints, log lines."""
 
     def __init__(self, accelerator, name, model, lr, minutes, args):
         self.accelerator, self.name, self.lr, self.minutes, self.args = accelerator, name, lr, minutes, args
@@ -172,8 +172,7 @@ class Stage:
         if checkpoint:
             self.seconds = load_checkpoint(accelerator, checkpoint, self.ema)
             forget_log(accelerator, self.log, lambda row: row["stage"] == name and row["step"] > self.step)
-        seed = (args.seed << 40) + self.step * accelerator.num_processes + accelerator.process_index
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed((args.seed << 40) + self.step)
 
     @property
     def progress(self):
@@ -186,7 +185,7 @@ class Stage:
 
     def run(self, loss_of, validate):
         """Train until the minutes are spent: the model with its averaged weights. A checkpoint goes with each line of the log."""
-        bar = tqdm(total=round(self.minutes, 1), desc=self.name, unit="min", disable=not self.accelerator.is_main_process)
+        bar = tqdm(total=round(self.minutes, 1), desc=self.name, unit="min")
         bar.update(self.seconds / 60)
         since, steps, total = self.seconds, 0, 0.0
         while self.progress < 1:
@@ -222,7 +221,6 @@ class Stage:
         self.ema.restore(self.bare_model.parameters())
         seconds = round(self.seconds)
         row = {"stage": self.name, "step": self.step, "seconds": seconds, "loss": round(loss, 5), **figures}
-        if self.accelerator.is_main_process:
-            with self.log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            tqdm.write(json.dumps(row))
+        with self.log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        tqdm.write(json.dumps(row))

@@ -1,6 +1,6 @@
 """Train the small latent diffusion model that ships with diffusers_compress, from a folder of photos.
 
-    accelerate launch examples/train_embedded.py --photos FOLDER --output RUN
+    python examples/train_embedded.py --photos FOLDER --output RUN
 
 Stages, each limited by wall-clock minutes so that the same command fits a laptop and a GPU:
     vae      AutoencoderKL of factor 8: squared error and edges
@@ -349,7 +349,7 @@ def main():
         train_once(parts / "unet", unet)
     if "decoder" in args.stages:
         train_once(parts / "vae-refined", lambda: train_decoder(accelerator, vae(), train, validation, args))
-    if "export" in args.stages and accelerator.is_main_process:
+    if "export" in args.stages:
         export(parts, args.output / "model", args.prediction_type)
 
 

@@ -1,6 +1,6 @@
 """Train what `RelicPipeline` can learn over a frozen Stable-Diffusion folder: its entropy model and its quantization parameters.
 
-    accelerate launch examples/train_relic.py --photos FOLDER --output RUN
+    python examples/train_relic.py --photos FOLDER --output RUN
 
 Stages, each limited by wall-clock minutes:
     hyperprior   the law of the quantized latents, one model for all rates
@@ -186,7 +186,7 @@ def main():
         train_once(
             args.output / "parameter_network", lambda: train_quantizer(accelerator, pipe, latents, validation, statistics, args)
         )
-    if "export" in args.stages and accelerator.is_main_process:
+    if "export" in args.stages:
         export(args, statistics)
 
 

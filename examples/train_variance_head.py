@@ -1,6 +1,6 @@
 """Calibrate DiffC for a Stable-Diffusion folder and train its variance head; the model itself stays as it is.
 
-    accelerate launch examples/train_variance_head.py --photos FOLDER --output RUN
+    python examples/train_variance_head.py --photos FOLDER --output RUN
 
 First the denoiser's error is measured at each frequency (`calibration.calibrate_error`), then a `VarianceHead` learns where in a
 picture it is larger or smaller than that, by the Gaussian likelihood of the coefficients of x_0 - x_0_hat. RUN/model is the folder
@@ -99,8 +99,7 @@ def main():
     latents = [view for views in torch.load(path, weights_only=True) for view in views]
     validation = [view for view, _ in encode_photos(pipe, validation_photos)]
     head = train(accelerator, pipe, spectrum, latents, validation, args)
-    if accelerator.is_main_process:
-        add_parts(args.model, args.output / "model", {"error": spectrum}, variance_head=head)
+    add_parts(args.model, args.output / "model", {"error": spectrum}, variance_head=head)
 
 
 if __name__ == "__main__":
