@@ -34,6 +34,7 @@ from diffusers_compress import diffusion, schedule
 STAGES = ("vae", "unet", "decoder", "export")
 MAX_BYTES = 23_400_000  # of the folder, so that with the parts of DiffC and Relic it has at most 24 MB
 LATENT_NOISE = 0.1  # std of the noise added to the latent in training, in units of the latent before scaling
+GUIDED = 0.4  # share of the autoencoder's time in which the latent is drawn towards principal components
 RANDOM_TEXTS = 255
 VALIDATION_T = (800, 600, 400, 200, 100)
 
@@ -51,6 +52,9 @@ def parse_args():
     parser.add_argument("--vae-lr", type=float, default=2e-3)
     parser.add_argument("--latent-channels", type=int, default=4)
     parser.add_argument("--gradient-weight", type=float, default=0.02, help="of the error of the picture's gradients")
+    parser.add_argument(
+        "--guide-weight", type=float, default=0.05, help="of the distance from principal components, at the start"
+    )
     parser.add_argument("--rate-weight", type=float, default=3e-5, help="squared error that a bit per latent position may cost")
     parser.add_argument("--unet-minutes", type=float, default=11)
     parser.add_argument("--unet-widths", type=int, nargs=3, default=[64, 128, 160])
@@ -186,14 +190,26 @@ def gradient_error(x, x_hat, scales=4):
     return total / scales
 
 
+def principal_components(x, count):
+    """The function that takes pictures [B, 3, H, W] to half the first principal components [B, count, H/8, W/8] of 8x8 blocks of x."""
+    blocks = F.pixel_unshuffle(x, 8).movedim(1, -1).flatten(0, 2)
+    mean, basis = blocks.mean(0), torch.linalg.eigh(torch.cov(blocks.T)).eigenvectors.flip(1)[:, :count]
+    return lambda x: 0.5 * torch.einsum("ck,bchw->bkhw", basis, F.pixel_unshuffle(x, 8) - mean[:, None, None])
+
+
 def train_vae(accelerator, photos, validation, args):
     """Squared error and that of gradients, with a fixed noise on the latent and, in the second half, a small price on its rate.
+
+    At the start the latent is drawn towards principal components, since the channels would otherwise find their uses one by one.
 
     The noise has one std for all channels and the price is the capacity of that noisy channel, so channels end up with the
     variance that their pixels deserve (an isometric embedding, as in Kato et al. 2020, RaDOGAGA): the uniform noise of a
     diffusion process then hurts all of them alike. A channel that is priced before it is used would die out.
     """
     stage = Stage(accelerator, "vae", Autoencoder(make_vae(args)), args.vae_lr, args.vae_minutes, args)
+
+    first = batch_of_photos(photos, 256, 64, args.scales, torch.Generator().manual_seed(args.seed))
+    components = principal_components(first, args.latent_channels)
 
     def loss_of(model):
         size = args.vae_crop * (1 if stage.progress < 0.85 else 2)  # small crops first: early on it is the steps that count
@@ -202,7 +218,9 @@ def train_vae(accelerator, photos, validation, args):
         power = mean.square().mean(dim=(0, 2, 3))
         bits = 0.5 * torch.log2(1 + power / LATENT_NOISE**2).sum()
         price = args.rate_weight * min(1, max(0, 4 * stage.progress - 2))
-        return (x - x_hat).square().mean() + args.gradient_weight * gradient_error(x, x_hat) + price * bits
+        loss = (x - x_hat).square().mean() + args.gradient_weight * gradient_error(x, x_hat) + price * bits
+        guide = args.guide_weight * max(0, 1 - stage.progress / GUIDED)
+        return loss + guide * (mean - components(x)).square().mean() if guide else loss
 
     trained = stage.run(loss_of, lambda model: vae_figures(model.vae, validation)).vae
     return finish_vae(trained, photos[:100])

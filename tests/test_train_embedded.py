@@ -141,3 +141,15 @@ def test_what_is_added_leaves_the_rest_of_a_folder_alone(examples, tiny_sd_folde
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tiny_sd_folder)).read_bytes()
     assert DiffCPipeline.from_pretrained(tmp_path / "b").variance_head is not None
     assert RelicPipeline.from_pretrained(tmp_path / "b").hyperprior is not None
+
+
+def test_principal_components_are_those_of_blocks(examples):
+    """Uncorrelated, falling in variance; 192 of them hold all of a picture's variance."""
+    x = torch.nn.functional.interpolate(torch.rand(8, 3, 16, 16), (64, 64), mode="bicubic")
+    z = 2 * examples[1].principal_components(x, 192)(x)
+    assert z.shape == (8, 192, 8, 8)
+    covariance = torch.cov(z.movedim(1, 0).flatten(1))
+    variance = covariance.diagonal()
+    assert (covariance - variance.diag()).abs().max() < 1e-4 and (variance.diff() < 1e-5).all()
+    blocks = torch.nn.functional.pixel_unshuffle(x, 8).movedim(1, 0).flatten(1)
+    assert torch.allclose(variance.sum(), torch.cov(blocks).diagonal().sum(), rtol=1e-4)
