@@ -19,8 +19,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from train_common import split
-
 SHARES = {
     "vae": 0.3,
     "unet": 0.42,
@@ -64,7 +62,7 @@ def commands(args, further):
     yield "relic", ["train_relic.py", *common, *model, *latents, *stages]
 
     model = ["--model", args.output / "relic" / "model", "--cache", args.output / "perco.pt"]
-    pictures = ["--pictures", args.photos, "--validation", len(split(list(args.photos.iterdir()))[1])]
+    pictures = ["--pictures", args.photos, "--validation", 40]  # the same as in train_common.py
     for preset, (width, alone) in PERCO_PRESETS.items() if args.perco_steps else ():
         steps = ["--steps", args.perco_steps, "--sketch-steps", round(alone * args.perco_steps)]
         yield (

@@ -124,7 +124,7 @@ def test_gradients_err_by_edges_not_by_brightness(examples):
 def test_a_model_that_would_be_too_large_is_refused(examples, pictures, tmp_path, monkeypatch):
     options = ["--photos", pictures, "--output", tmp_path, "--unet-widths", 128, 256, 320]
     monkeypatch.setattr(sys, "argv", ["train_embedded.py", *map(str, options)])
-    with pytest.raises(ValueError, match="at most 23400000 are permitted"):
+    with pytest.raises(ValueError, match="at most 23200000 are permitted"):
         examples[1].main()
 
 
