@@ -181,11 +181,8 @@ def main():
     names = ["perfect", "published", *diffc.CHANNEL_NUMBERS]
     parser.add_argument("--channels", nargs="+", default=["perfect", "trellis"], choices=names)
     parser.add_argument("--errors", nargs="+", default=["exact", "wrong", "none"], choices=["exact", "wrong", "default", "none"])
-    parser.add_argument("--survivors", type=int, help="messages that trellis32's sender follows, in place of its usual number")
     args = parser.parse_args()
 
-    if args.survivors:
-        CHANNELS[3] = replace(CHANNELS[3], survivors=args.survivors)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample")
     noise = schedule.from_pure_noise(schedule.from_scheduler(scheduler))
     power = power_spectrum(tuple(args.dims), args.exponent)
