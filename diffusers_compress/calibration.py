@@ -102,9 +102,9 @@ def calibrate_error(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> d
         outputs = pipe.predict(x_t, timesteps, told)
         band = reference.bands(*x_0.shape[-2:]).flatten()
         counts.index_add_(0, band, torch.ones(len(band), dtype=torch.float64))
-        for total, x, output, level in zip(sums, x_t.split(1), outputs.split(1), levels):
-            known = level[0] or noise.knows_last
-            x_0_hat = diffusion.predict_x0(output, x, *level, noise.prediction_type) if known else torch.zeros_like(x)
+        for total, x, output, t in zip(sums, x_t.split(1), outputs.split(1), timesteps):
+            predicted = diffusion.predict_x0(output, x, *noise.level(t), noise.prediction_type)
+            x_0_hat = predicted if noise.knows(t) else torch.zeros_like(x)
             error = reference.transform(x_0 - x_0_hat)[0].flatten(1).cpu().double()
             total.index_add_(1, band, error.square())
     measured = counts.nonzero().squeeze(1)  # small pictures lack the lowest frequencies

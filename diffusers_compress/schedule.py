@@ -37,6 +37,10 @@ class NoiseSchedule:
         """alpha^2 / sigma^2, [T]."""
         return self.ratio**2
 
+    def knows(self, t: int) -> bool:
+        """Whether the network was trained at timestep t, so that it may be asked there."""
+        return self.knows_last or t < self.alpha.numel() - 1
+
     def level(self, t: int) -> tuple[float, float]:
         """alpha and sigma at timestep t."""
         return self.alpha[t].item(), self.sigma[t].item()

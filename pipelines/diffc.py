@@ -130,7 +130,7 @@ def reverse(noise, channel, x_t, ends, network, error_variance):
     x_t, t, step = list(x_t.split(1)), [noise.alpha.numel() - 1] * len(ends), 0
     while active := [i for i, end in enumerate(ends) if end.goes_on(t[i], step)]:
         x, ts = torch.cat([x_t[i] for i in active]), [t[i] for i in active]
-        if step or noise.knows_last:
+        if noise.knows(ts[0]):  # the first step is that of all pictures
             outputs = zip(active, network(x, ts, active).split(1))
             x_0_hat = [diffusion.predict_x0(output, x_t[i], *noise.level(t[i]), noise.prediction_type) for i, output in outputs]
         else:
@@ -541,8 +541,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         variances = [reference.error_variance(self.error_calibration(), float(level), shape) for level in snr]
         # The ranks are made on the CPU: they decide which bits belong to which coefficient.
         variance, rank = (each.to(x_t.device) for each in (torch.stack(variances), reference.rank(torch.stack(variances))))
-        asked = noise.knows_last or noise.alpha[timesteps[0]] > 0  # the first step is that of all pictures
-        if self.variance_head is not None and asked:
+        if self.variance_head is not None and noise.knows(timesteps[0]):
             alpha, sigma = (level[timesteps].float().to(x_t.device)[:, None, None, None] for level in (noise.alpha, noise.sigma))
             variance = variance * self.variance_head(x_0_hat, (x_t - alpha * x_0_hat) / sigma, snr.to(x_t.device)).exp()
         return variance, rank

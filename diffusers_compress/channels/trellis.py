@@ -29,6 +29,7 @@ from torch import Tensor
 
 from diffusers_compress import common_randomness
 
+GOLDEN_RATIO = 0x9E3779B1  # its fraction, times 2^32, made odd: a hash (Knuth, TAOCP 3, section 6.4)
 CODEBOOK_BITS = 14  # the codebook has 2^14 normals
 SEGMENT_BITS = 4
 FIRST_WEIGHT = 12  # the first segment's share of the dimensions, where a further one has as many as it has bits
@@ -181,7 +182,7 @@ def _codebook(step: int, device) -> Tensor:
 def _place(state):
     """Where a state's window of the codebook begins: its last CODEBOOK_BITS bits, changed by a hash of the earlier ones."""
     earlier = state >> CODEBOOK_BITS
-    return (state ^ (earlier * 0x9E3779B1 & common_randomness.WORD) >> 32 - CODEBOOK_BITS) & 2**CODEBOOK_BITS - 1
+    return (state ^ (earlier * GOLDEN_RATIO & common_randomness.WORD) >> 32 - CODEBOOK_BITS) & 2**CODEBOOK_BITS - 1
 
 
 def _layout(rank: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,7 +194,7 @@ def _layout(rank: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
     n, device = rank.shape[1], rank.device
     shuffled = common_randomness.permutation(n, step, device)
     order = shuffled[(-rank[:, shuffled]).sort(dim=1, stable=True).indices]
-    line = (torch.arange(n, device=device) * 0x9E3779B1 & common_randomness.WORD).argsort()
+    line = (torch.arange(n, device=device) * GOLDEN_RATIO & common_randomness.WORD).argsort()
     return order, common_randomness.signs(n, step, device), line
 
 
