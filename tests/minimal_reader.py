@@ -304,7 +304,7 @@ def expected_error(ratio, channels, h, w):
 
 
 def kl(budget, channel):
-    slope, offset = {1: (0.925, 2.35), 3: (0.959, 3)}[channel]
+    slope, offset = {1: (0.925, 2.35), 3: (0.96, 2.6)}[channel]
     return budget**2 / (budget + 3.3) if budget <= 14 else slope * budget - offset
 
 

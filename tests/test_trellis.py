@@ -95,7 +95,7 @@ def test_segments_are_consecutive_and_read_the_whole_message(n, budget):
     assert len(bounds) == len(ends) + 1 and bounds[0] == 0 and bounds[-1] == n and bounds == sorted(bounds)
 
 
-@pytest.mark.parametrize("channel", [TRELLIS, replace(TRELLIS32, survivors=2**14)], ids=["trellis", "trellis32"])
+@pytest.mark.parametrize("channel", [TRELLIS, replace(TRELLIS32, survivors=lambda budget: 2**14)], ids=["trellis", "trellis32"])
 @pytest.mark.parametrize("budget", [7, 16])
 def test_encoder_finds_the_best_message(channel, budget):
     excess, rank = torch.full((1, 100), 0.3), flat(1, 100)[1]
@@ -110,8 +110,8 @@ def test_more_survivors_find_better_messages():
     excess, rank = uneven(8, 4000, 1.5, 150.0)
     m = shifts(excess, 150.0)
     found = []
-    for survivors in (2**4, 2**8, 2**12):
-        y = replace(TRELLIS32, survivors=survivors).encode(m, excess, rank, 160, step=1)[1]
+    for followed in (2**4, 2**8, 2**12):
+        y = replace(TRELLIS32, survivors=lambda budget: followed).encode(m, excess, rank, 160, step=1)[1]
         found.append(delivered(y, m, excess).mean().item())
     assert found == sorted(found) and found[2] > 1.02 * found[0]
 

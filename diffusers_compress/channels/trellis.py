@@ -20,7 +20,7 @@ y is a maximum rather than a draw: in the one direction that the message decides
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,15 +38,20 @@ SCORED = 512  # segments scored at a time
 WINDOW = 256  # dimensions scored at a time
 
 
+def survivors(budget: int) -> int:
+    """Messages that the M-algorithm follows: the shorter they are the more, so that most steps take about as long."""
+    return min(max(2**24 // max(1, budget), 2**13), 2**17)
+
+
 @dataclass(frozen=True)
 class Trellis:
-    """A channel with 2^state_bits states, CODEBOOK_BITS at least. The sender's search is Viterbi's with so few, or follows `survivors`
-    messages: the more, the fewer bits and the more of the sender's time, and of nobody else's."""
+    """A channel with 2^state_bits states, CODEBOOK_BITS at least. The sender's search is Viterbi's with so few, or follows
+    `survivors(budget)` messages: the more, the fewer bits and the more of the sender's time, and of nobody else's."""
 
     state_bits: int
     slope: float  # of the useful bits over the budget
     intercept: float
-    survivors: int | None = None
+    survivors: Callable[[int], int] | None = None
     wide: bool = True  # whether the reference knows the error's variance; if not, v = 0 as in the published coder
 
     def kl(self, budget: int) -> float:
@@ -74,7 +79,7 @@ class Trellis:
         ends, bounds = _segments(shift.shape[1], budget)
         bits, scores = np.diff([0, *ends]).tolist(), _segment_scores(likelihood, bounds, _codebook(step, shift.device))
         messages = (
-            _viterbi(bits, scores) if self.survivors is None else _m_algorithm(bits, scores, self.survivors, self.state_bits)
+            _m_algorithm(bits, scores, self.survivors(budget), self.state_bits) if self.survivors else _viterbi(bits, scores)
         )
         return messages, self.decode(messages, excess, rank, budget, step)
 
