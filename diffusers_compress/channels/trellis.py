@@ -153,7 +153,7 @@ def _viterbi(bits: list[int], scores: Iterator[Tensor]) -> np.ndarray:
     return _message([state, *ways[::-1]], bits)
 
 
-def _m_algorithm(bits: list[int], scores: Iterator[Tensor], survivors: int, state_bits: int) -> np.ndarray:
+def _m_algorithm(bits: list[int], scores: Iterator[Tensor], followed: int, state_bits: int) -> np.ndarray:
     """Messages of nearly the largest total score [B, sum(bits)] uint8."""
     total, state, kept = None, None, []
     for width, score in zip(bits, scores):
@@ -162,7 +162,7 @@ def _m_algorithm(bits: list[int], scores: Iterator[Tensor], survivors: int, stat
         state = state << width & 2**state_bits - 1
         place = _place(state)[..., None] ^ torch.arange(2**width, device=score.device)
         total = (score.gather(1, place.flatten(1)).view(place.shape) + total[..., None]).flatten(1)
-        total, best = total.topk(min(survivors, total.shape[1]), sorted=False)
+        total, best = total.topk(min(followed, total.shape[1]), sorted=False)
         state = state.gather(1, best >> width) | best & 2**width - 1
         kept.append(best.to(torch.int32))
 
