@@ -65,7 +65,7 @@ Quality = Annotated[float | None, typer.Option(help="How far down the noise the 
 Prompt = Annotated[str, typer.Option(help="What the picture shows; stored in the file.")]
 Channel = Annotated[
     Literal["trellis", "trellis32", "poisson"],
-    typer.Option(help="trellis32: slower, files 2 to 3 % smaller. poisson is the published coder, for comparison."),
+    typer.Option(help="trellis32: slower, files 3 to 4 % smaller. poisson is the published coder, for comparison."),
 ]
 Reconstruction = Annotated[Literal["flow", "ancestral", "denoised"], typer.Option(help="How the decoder finishes the picture.")]
 Preview = Annotated[bool, typer.Option("--preview", help="One network call (diffc: --reconstruction denoised), or none (relic).")]
