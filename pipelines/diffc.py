@@ -362,8 +362,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             num_inference_steps: coded steps, 1 to 256, each a network call but the first, unless the model was trained on pure noise. Of a
                 file so small that a step would have less than 64 bits there are fewer; with `quality` it is the number for an average
                 picture.
-            channel: "trellis"; "trellis32", whose search takes a CPU about a second a step, for files 3 to 4 % smaller; or "poisson",
-                the published coder.
+            channel: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU about a second a step, more from some
+                2,000 bits a step on; or "poisson", the published coder.
             batch_size: pictures of like size that go through the network together at most.
             callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
                 dictionary of the tensors named in `callback_on_step_end_tensor_inputs`: "latents", x_t, and "noise_pred", the network's
