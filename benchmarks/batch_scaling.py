@@ -26,7 +26,10 @@ from accelerate import PartialState
 from PIL import Image
 
 from diffusers_compress import DiffCPipeline, batch, embedded_model
-from diffusers_compress.channels.trellis import Trellis
+from diffusers_compress.batch import work
+from diffusers_compress.batch.codec import Codec, load_picture, picture_size
+from diffusers_compress.coding.channels.trellis import Trellis
+from diffusers_compress.files import PICTURE_SUFFIXES
 
 
 def parse_args():
@@ -101,11 +104,11 @@ def scaling(args, folder):
 
 def without_codec(args, folder):
     """CPU time of finding, reading, checksums, writing and manifest: the batch of a codec that does nothing."""
-    nothing = batch.Codec(
-        batch.PICTURES,
+    nothing = Codec(
+        PICTURE_SUFFIXES,
         ".dfc",
-        batch.picture_size,
-        batch.load_picture,
+        picture_size,
+        load_picture,
         lambda x: [(b"-", 1, [])] * len(x),
         bytes,
         args.batch_size,
@@ -168,8 +171,8 @@ def costs(args, folder):
         "network": (pipe.unet, "forward"),
         "autoencoder": (pipe.vae, "encode"),
         "channel": (Trellis, "encode"),
-        "reading": (batch, "read_item"),
-        "writing": (batch, "write_file"),
+        "reading": (work, "read_item"),
+        "writing": (work, "write_file"),
     }
     make_pictures(folder / "in warm", args.batch_size, args.size)
     make_pictures(folder / "in split", args.split, args.size)

@@ -23,9 +23,9 @@ import time
 import numpy as np
 import torch
 
-from diffusers_compress import reference
-from diffusers_compress.channels import CHANNELS
-from diffusers_compress.diffc_header import CHANNEL_NUMBERS
+from diffusers_compress.codecs.diffc import reference
+from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS
+from diffusers_compress.coding.channels import CHANNELS
 
 PROFILES = {"even": 0.0, "uneven": 1.5}  # standard deviation of log e
 

@@ -25,10 +25,16 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from diffusers_compress import DiffCPipeline, bitstream, diffusion, embedded_model, images, schedule
-from diffusers_compress.channels import poisson
-from diffusers_compress.metrics import psnr, samples
-from diffusers_compress.pipelines import diffc
+from diffusers_compress import DiffCPipeline, embedded_model, images
+from diffusers_compress.codecs.diffc import format as diffc_format
+from diffusers_compress.codecs.diffc import loop
+from diffusers_compress.codecs.diffc.rate import overhead
+from diffusers_compress.coding import index_payload
+from diffusers_compress.coding.channels import poisson
+from diffusers_compress.diffusion import equations, schedule
+from diffusers_compress.files import write_file
+from diffusers_compress.format import container
+from diffusers_compress.metrics.distortion import psnr, samples
 
 # Network calls that the published schedule has made when it reaches a timestep.
 CALLS = {1000: 0, 900: 4, 800: 8, 700: 12, 600: 17, 500: 24, 400: 35, 300: 46, 200: 62, 100: 90, 50: 113, 20: 142, 10: 152}
@@ -44,7 +50,7 @@ class PublishedChannel:
     """The Poisson channel with candidates drawn as their inner product with the shift."""
 
     wide = False
-    kl, budget, payload_bytes = map(staticmethod, (poisson.kl, poisson.budget, poisson.payload_bytes))
+    kl, budget, payload_bytes = map(staticmethod, (poisson.kl, poisson.budget, index_payload.payload_bytes))
 
     def __init__(self, seed):
         self.generator = np.random.default_rng(seed)
@@ -55,14 +61,14 @@ class PublishedChannel:
 
     def simulate(self, shift, budget):
         """(index of each chunk, y [n])."""
-        n, chunk_bits = len(shift), list(poisson._chunk_bits(budget))
+        n, chunk_bits = len(shift), list(index_payload.bits_of_chunks(budget))
         order = self.generator.permutation(n)
         y, message = np.empty(n), np.zeros(len(chunk_bits), dtype=np.int64)
         for c, (low, high) in enumerate(poisson._bounds(n, len(chunk_bits))):
             m, chosen = shift[order[low:high]], self.generator.standard_normal(high - low)
             length = np.linalg.norm(m)
             if budget and length:
-                count = 2 ** poisson._octaves(chunk_bits[c]) - 1
+                count = 2 ** index_payload.octave_count(chunk_bits[c]) - 1
                 along = self.generator.standard_normal(count)
                 arrivals = np.log(self.generator.standard_exponential(count).cumsum())
                 message[c] = (arrivals - along * length).argmin()
@@ -84,7 +90,7 @@ class PublishedSender:
 
     def plan(self, t, x_0_hat, error):
         s = self.timesteps[len(self.messages) + 1]
-        budget = round(float(diffusion.kl_bits(self.x_0, x_0_hat, self.noise.snr[t], self.noise.snr[s])))
+        budget = round(float(equations.kl_bits(self.x_0, x_0_hat, self.noise.snr[t], self.noise.snr[s])))
         self.budgets.append(budget)
         return s, budget, float(self.noise.snr[s] - self.noise.snr[t]) ** 0.5 * (self.x_0 - x_0_hat).flatten()
 
@@ -103,12 +109,12 @@ def published(pipe, image, targets, seed):
     """For each target in bpp the first step of the stream that reaches it: [{calls, bytes, psnr}]."""
     noise = schedule.from_scheduler(pipe.scheduler)
     x_0 = pipe.encode_picture(images.pad(images.to_tensor(image)[0][None], pipe.vae_scale_factor))
-    header = diffc.Header(diffc.DIFFC, image.width, image.height, bytes(4), b"")
-    empty, sender, points = diffc.overhead(header, diffc.Parameters(2, 0)), PublishedSender(noise, x_0), []
+    header = container.Header(container.DIFFC, image.width, image.height, bytes(4), b"")
+    empty, sender, points = overhead(header, diffc_format.Parameters(2, 0)), PublishedSender(noise, x_0), []
     embeds = pipe.encode_prompt([""])
 
     def stream_bytes():
-        return empty - 2 + len(poisson.pack(sender.messages, sender.budgets))
+        return empty - 2 + len(index_payload.pack(sender.messages, sender.budgets))
 
     sender.enough = lambda: len(points) == len(targets)
 
@@ -116,7 +122,7 @@ def published(pipe, image, targets, seed):
         output = pipe.predict(x_t, t, embeds)
         reached = [target for target in targets[len(points) :] if 8 * stream_bytes() >= target * image.width * image.height]
         if reached:
-            x_0_hat = diffusion.predict_x0(output, x_t, *noise.level(t[0]), noise.prediction_type)
+            x_0_hat = equations.predict_x0(output, x_t, *noise.level(t[0]), noise.prediction_type)
             decoded = picture_of(pipe, x_0_hat, image)
             point = {"calls": len(sender.messages), "bytes": stream_bytes(), "psnr": psnr(samples(image), samples(decoded))}
             points.extend([point] * len(reached))
@@ -126,7 +132,7 @@ def published(pipe, image, targets, seed):
         return torch.ones_like(x_t), torch.zeros_like(x_t)
 
     walk = pipe.start(x_0.shape[1:], 1)
-    diffc.reverse(noise, PublishedChannel(seed), walk, [sender], network, no_variance)
+    loop.reverse(noise, PublishedChannel(seed), walk, [sender], network, no_variance)
     return points
 
 
@@ -135,10 +141,10 @@ def ours(pipe, image, target, steps, channel):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.dfc"
         files = pipe.compress(image, target_bpp=target, num_inference_steps=steps, channel=channel).bitstreams
-        bitstream.write_file(path, files[0])
+        write_file(path, files[0])
         data = path.read_bytes()
     decoded = pipe.decompress(data, reconstruction="denoised").images[0]
-    return {"calls": diffc.describe(data)["steps"], "bytes": len(data), "psnr": psnr(samples(image), samples(decoded))}
+    return {"calls": diffc_format.describe(data)["steps"], "bytes": len(data), "psnr": psnr(samples(image), samples(decoded))}
 
 
 def measure(args, pipe, path, seed):

@@ -3,7 +3,7 @@
     python benchmarks/diffc_variance.py FOLDER --out bytes_against_calls.svg
 
 Prints, and plots, means over the pictures: bytes of the file, calls of the sender, PSNR of `denoised`, and the high-frequency power of
-`flow` over that of the autoencoder's own picture (`metrics.high_frequency_power`). Everything is measured on files that were written
+`flow` over that of the autoencoder's own picture (`realism.high_frequency_power`). Everything is measured on files that were written
 and read back. Variances:
 
     fixed        that of the published coder, with the trellis channel
@@ -21,9 +21,13 @@ import matplotlib
 import numpy as np
 import torch
 
-from diffusers_compress import DiffCPipeline, bitstream, embedded_model, images, schedule
-from diffusers_compress.metrics import high_frequency_power, psnr, samples
-from diffusers_compress.pipelines import diffc
+from diffusers_compress import DiffCPipeline, embedded_model, images
+from diffusers_compress.codecs.diffc import format as diffc_format
+from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.diffusion import schedule
+from diffusers_compress.files import write_file
+from diffusers_compress.metrics.distortion import psnr, samples
+from diffusers_compress.metrics.realism import high_frequency_power
 
 matplotlib.use("svg")
 KINDS = ("fixed", "default", "calibrated", "head")
@@ -36,7 +40,7 @@ def pipeline_of(kind, args):
         pipe.variance_head = None
     if kind in ("fixed", "default"):
         pipe.register_to_config(calibration=None)
-    diffc.CHANNELS[1] = replace(diffc.CHANNELS[1], wide=kind != "fixed")
+    CHANNELS[1] = replace(CHANNELS[1], wide=kind != "fixed")
     return pipe
 
 
@@ -54,12 +58,12 @@ def own_picture(pipe, image):
 def measure(pipe, image, steps, quality, path):
     """(calls, bytes, PSNR of denoised, high-frequency power of flow over the autoencoder's)."""
     path.unlink(missing_ok=True)
-    bitstream.write_file(path, pipe.compress(image, quality=quality, num_inference_steps=steps).bitstreams[0])
+    write_file(path, pipe.compress(image, quality=quality, num_inference_steps=steps).bitstreams[0])
     data = path.read_bytes()
     path.unlink()
     denoised, flow = (pipe.decompress(data, reconstruction=kind).images[0] for kind in ("denoised", "flow"))
     return (
-        diffc.describe(data)["steps"],
+        diffc_format.describe(data)["steps"],
         len(data),
         psnr(samples(image), samples(denoised)),
         power(flow) / power(own_picture(pipe, image)),

@@ -26,8 +26,9 @@ from diffc_variance import own_picture, power
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from diffusers_compress import DiffCPipeline, diffusion, embedded_model, images, schedule
-from diffusers_compress.metrics import psnr, samples
+from diffusers_compress import DiffCPipeline, embedded_model, images
+from diffusers_compress.diffusion import equations, schedule
+from diffusers_compress.metrics.distortion import psnr, samples
 
 RATIOS = np.geomspace(0.05, 12, 29)  # alpha/sigma
 LOWEST_DECODED = 0.8  # the denoised mean is decoded from here on
@@ -92,7 +93,7 @@ def network_denoiser(pipe, noise):
     embeds = pipe.encode_prompt([""])
 
     def denoise(x_t, t, alpha, sigma):
-        return diffusion.predict_x0(pipe.predict(x_t, [t], embeds), x_t, alpha, sigma, noise.prediction_type)
+        return equations.predict_x0(pipe.predict(x_t, [t], embeds), x_t, alpha, sigma, noise.prediction_type)
 
     return denoise
 

@@ -16,41 +16,49 @@ import atheris
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 with atheris.instrument_imports(include=["diffusers_compress"]):
-    from diffusers_compress import bitstream, captions
-    from diffusers_compress.pipelines import diffc, perco, relic
+    from diffusers_compress.codecs.diffc import format as diffc_format
+    from diffusers_compress.codecs.perco import format as perco_format
+    from diffusers_compress.codecs.perco.payload import decode_caption, unpack_payload
+    from diffusers_compress.codecs.relic import format as relic_format
+    from diffusers_compress.codecs.relic.quantizer import Quantizer
+    from diffusers_compress.codecs.relic.symbols import EntropyModel
+    from diffusers_compress.coding.text import ALPHABET, vocabulary_of
+    from diffusers_compress.errors import BitstreamError
+    from diffusers_compress.format import container
+    from diffusers_compress.format.limits import Limits
 
 from golden import make  # noqa: E402
 from robustness import files, parsed, parts, seal  # noqa: E402
 
-LIMITS = bitstream.Limits(pixels=32 * 32)
+LIMITS = Limits(pixels=32 * 32)
 LARGEST = 400  # bytes of an input that is kept
 CODEBOOK = make.hyper_encoder().law()
-VOCABULARY = captions.vocabulary_of(make.tokenizer(captions.ALPHABET, make.MERGES))
+VOCABULARY = vocabulary_of(make.tokenizer(ALPHABET, make.MERGES))
 
 
 def read(data):
     """Everything up to the network: header, parameters, messages or symbols."""
     parsed(data)
-    header, _ = bitstream.read_header(data, LIMITS)
+    header, _ = container.read_header(data, LIMITS)
     shape = 4, -(-header.height // 8), -(-header.width // 8)
-    if header.codec == bitstream.RELIC:
-        _, parameters, payload = relic.read_file(data, LIMITS)
+    if header.codec == container.RELIC:
+        _, parameters, payload = relic_format.read_file(data, LIMITS)
         statistics = {"mean": [0.0] * 4, "std": [1.0] * 4}
-        relic.EntropyModel(statistics).receive(relic.Quantizer(parameters, statistics, shape), payload)
-    elif header.codec == bitstream.PERCO:
-        _, parameters, payload = perco.read_file(data, LIMITS)
+        EntropyModel(statistics).receive(Quantizer(parameters, statistics, shape), payload)
+    elif header.codec == container.PERCO:
+        _, parameters, payload = perco_format.read_file(data, LIMITS)
         grid = tuple(-(-side // parameters.stride) for side in shape[1:])
-        caption = lambda decoder: captions.decode(parameters.caption, decoder, VOCABULARY, LIMITS)  # noqa: E731
-        perco.unpack_payload(payload, parameters, grid, CODEBOOK, caption)
+        caption = lambda decoder: decode_caption(parameters.caption, decoder, VOCABULARY, LIMITS)  # noqa: E731
+        unpack_payload(payload, parameters, grid, CODEBOOK, caption)
     else:
-        _, parameters, *_ = diffc.read_file(data, LIMITS)
-        assert diffc.Parameters.from_bytes(parameters.to_bytes()) == parameters
+        _, parameters, *_ = diffc_format.read_file(data, LIMITS)
+        assert diffc_format.Parameters.from_bytes(parameters.to_bytes()) == parameters
 
 
 def one_input(data):
     try:
         read(data)
-    except bitstream.BitstreamError:
+    except BitstreamError:
         pass
 
 
@@ -59,7 +67,7 @@ def mutate(data, max_size, seed):
     rng = random.Random(seed)
     try:
         fields = parts(data)
-    except bitstream.BitstreamError:
+    except BitstreamError:
         return atheris.Mutate(data, len(data) + 1)
     place = rng.choice((4, 4, 5, None))
     if place is None:

@@ -2,7 +2,7 @@
 
     python benchmarks/gaussian_source.py --sources 3
 
-The coefficients of the source (`reference.transform`) are independent Gaussians with a power spectrum P_i = frequency^-exponent, mean
+The coefficients of the source (`dct.transform`) are independent Gaussians with a power spectrum P_i = frequency^-exponent, mean
 1, so that the posterior mean E[x_0 | x_t] is one Wiener filter, with the error e_i = P_i / (1 + snr P_i). The product's own loop,
 file and budgets run over Stable Diffusion's levels; budgets are chosen so that a perfect channel would end at the wanted snr.
 
@@ -11,7 +11,7 @@ channel   perfect: draws y ~ N(m, I) itself and is charged the exact KL of every
           (`diffc_efficiency.PublishedChannel`), charged its payload alone. trellis, trellis32, poisson: the product's.
 error     what the reference knows of the error: exact; wrong, by a factor exp(N(0, 1)) for each coefficient; default, the built-in
           spectrum 1 / frequency^2; none, the variance of the published coder.
-sent      bits of the payload and of `diffc.Parameters`, in whole bytes as in a file; not the header that every codec has. Of it
+sent      bits of the payload and of `Parameters`, in whole bytes as in a file; not the header that every codec has. Of it
           `side` are those of the parameters.
 D         |x_0 - x_0_hat|^2 / dimensions, x_0_hat being the denoised estimate where the stream ends, as the receiver has it.
 ideal     Information that x_t holds at the snr g where the exact denoiser has this error on average:
@@ -35,9 +35,12 @@ import torch
 from diffc_efficiency import PublishedChannel
 from diffusers import DDIMScheduler
 
-from diffusers_compress import bitstream, common_randomness, reference, schedule
-from diffusers_compress.channels import CHANNELS, poisson
-from diffusers_compress.pipelines import diffc
+from diffusers_compress.codecs.diffc import format as diffc_format
+from diffusers_compress.codecs.diffc import loop, reference
+from diffusers_compress.coding import dct, index_payload, randomness
+from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.diffusion import schedule
+from diffusers_compress.format import container
 
 
 class PerfectChannel:
@@ -69,13 +72,13 @@ def power_spectrum(shape, exponent):
 def draw(power, seed):
     """A source -> x_0 [1, C, h, w] float32."""
     white = torch.randn(power.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return reference.inverse((white * power.sqrt()).float())[None]
+    return dct.inverse((white * power.sqrt()).float())[None]
 
 
 def posterior_mean(x_t, power, alpha, sigma):
     """E[x_0 | x_t] for x_t [1, C, h, w], the Wiener filter."""
     gain = (alpha * power / (alpha**2 * power + sigma**2)).float()
-    return reference.inverse(gain * reference.transform(x_t))
+    return dct.inverse(gain * dct.transform(x_t))
 
 
 def error_variance(kind, snr, power, seed):
@@ -109,7 +112,7 @@ def rate_distortion(power, error):
 
 def estimate(noise, power, channel, end, kind, seed):
     """x_0_hat where the chain of a Sender or Receiver ends."""
-    x_t = common_randomness.normals(power.numel(), common_randomness.START).view(1, *power.shape)
+    x_t = randomness.normals(power.numel(), randomness.START).view(1, *power.shape)
 
     def denoiser(x_t, timesteps, active):
         return posterior_mean(x_t, power, *noise.level(timesteps[0]))
@@ -118,13 +121,13 @@ def estimate(noise, power, channel, end, kind, seed):
         error = error_variance(kind, float(noise.snr[timesteps[0]]), power, seed)[None]
         return error, reference.rank(error)
 
-    ((x_t, t),) = diffc.reverse(noise, channel, x_t, [end], denoiser, known_error)
+    ((x_t, t),) = loop.reverse(noise, channel, x_t, [end], denoiser, known_error)
     return posterior_mean(x_t, power, *noise.level(t))
 
 
 def code(noise, power, x_0, name, kind, steps, end_snr, seed):
     """Send x_0 and receive it -> (steps, sent bits, side bits among them, x_0_hat of the receiver)."""
-    number = diffc.CHANNEL_NUMBERS.get(name, 1)
+    number = diffc_format.CHANNEL_NUMBERS.get(name, 1)
     wide = kind != "none"
     if name == "perfect":
         channel = PerfectChannel(seed, wide)
@@ -133,21 +136,21 @@ def code(noise, power, x_0, name, kind, steps, end_snr, seed):
     else:
         channel = replace(CHANNELS[number], wide=wide) if CHANNELS[number].wide else CHANNELS[number]
     useful = float(torch.log2(1 + end_snr * power).sum()) / 2
-    budget = diffc.nearest(channel.budget(useful / steps), diffc.BUDGET_DIGITS)
-    header = diffc.Header(diffc.DIFFC, 8 * power.shape[-1], 8 * power.shape[-2], bytes(4), b"")
-    sender = diffc.Sender(noise, x_0, header, diffc.Parameters(number, budget), 0, steps, math.inf)
+    budget = diffc_format.nearest(channel.budget(useful / steps), diffc_format.BUDGET_DIGITS)
+    header = container.Header(container.DIFFC, 8 * power.shape[-1], 8 * power.shape[-2], bytes(4), b"")
+    sender = loop.Sender(noise, x_0, header, diffc_format.Parameters(number, budget), 0, steps, math.inf)
     sender.channel = channel
     x_0_hat = estimate(noise, power, channel, sender, kind, seed)
     if name == "perfect":
         return len(sender.messages), sum(sender.messages), 0, x_0_hat
     if name == "published":
-        payload = poisson.pack(sender.messages, sender.parameters.budgets)
-        return len(sender.messages), 8 * (len(payload) - poisson.LENGTH_BYTES), 0, x_0_hat
+        payload = index_payload.pack(sender.messages, sender.parameters.budgets)
+        return len(sender.messages), 8 * (len(payload) - index_payload.LENGTH_BYTES), 0, x_0_hat
 
     data = sender.file()
-    header, parameters, messages, _ = diffc.read_file(data)
-    side, payload = len(header.parameters), len(data) - bitstream.overhead(header)
-    received = estimate(noise, power, channel, diffc.Receiver(noise, parameters, messages), kind, seed)
+    header, parameters, messages, _ = diffc_format.read_file(data)
+    side, payload = len(header.parameters), len(data) - container.overhead(header)
+    received = estimate(noise, power, channel, loop.Receiver(noise, parameters, messages), kind, seed)
     if not torch.equal(received, x_0_hat):
         raise RuntimeError(f"the receiver's estimate differs: {name}, {steps} steps, source {seed}")
     return len(sender.messages), 8 * (payload + side), 8 * side, received
@@ -178,7 +181,7 @@ def main():
     parser.add_argument("--exponent", type=float, default=2)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12, 25])
     parser.add_argument("--end-snr", type=float, nargs="+", default=[0.3, 1.0])
-    names = ["perfect", "published", *diffc.CHANNEL_NUMBERS]
+    names = ["perfect", "published", *diffc_format.CHANNEL_NUMBERS]
     parser.add_argument("--channels", nargs="+", default=["perfect", "trellis"], choices=names)
     parser.add_argument("--errors", nargs="+", default=["exact", "wrong", "none"], choices=["exact", "wrong", "default", "none"])
     args = parser.parse_args()

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers_compress.pipelines.perco import read_file
 
-from diffusers_compress import PerCoPipeline, bitstream, captions, embedded_model, images
-from diffusers_compress.entropy import Encoder
-from diffusers_compress.metrics import psnr, samples
-from diffusers_compress.perco_header import PRESETS
+from diffusers_compress import PerCoPipeline, embedded_model, images
+from diffusers_compress.codecs.perco.format import PRESETS, read_file
+from diffusers_compress.codecs.perco.payload import choose_caption
+from diffusers_compress.coding.range_coder import Encoder
+from diffusers_compress.coding.text import vocabulary_of
+from diffusers_compress.format import container
+from diffusers_compress.metrics.distortion import psnr, samples
 
 HERE = Path(__file__).parent
 
@@ -50,7 +52,7 @@ def measure(pipe, image, caption, path, steps, twice):
     header, parameters, payload = read_file(data)
     config, shape = pipe.hyper_encoder.config, pipe.latent_shape(header.height, header.width)
     cells = int(np.prod(pipe.hyper_encoder.grid_shape(*shape[1:])))
-    row = {"bytes": len(data), "header": bitstream.overhead(header), "indices": len(payload), "cells": cells}
+    row = {"bytes": len(data), "header": container.overhead(header), "indices": len(payload), "cells": cells}
     row |= {"fixed": -(-cells * parameters.bits // 8), "stride": config.stride, "modelled": parameters.modelled}
     row["with_caption"] = len(pipe.compress(image, prompt=caption).bitstreams[0])
     first = pipe.decompress(data, num_inference_steps=steps).images[0]
@@ -87,7 +89,7 @@ def caption_sizes(folder):
     ours, theirs = 0, 0
     for text in (HERE / "captions.txt").read_text(encoding="utf-8").splitlines():
         encoder = Encoder()
-        captions.choose(text, tokenizer, captions.vocabulary_of(tokenizer))[1](encoder)
+        choose_caption(text, tokenizer, vocabulary_of(tokenizer))[1](encoder)
         ours, theirs = ours + len(encoder.getvalue()) + 1, theirs + len(zlib.compress(text.encode(), 9))
     return ours, theirs
 

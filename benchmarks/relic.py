@@ -23,9 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusers_compress import RelicPipeline, bitstream, embedded_model, images, logistic
-from diffusers_compress.metrics import psnr, samples
-from diffusers_compress.pipelines import relic
+from diffusers_compress import RelicPipeline, embedded_model, images
+from diffusers_compress.codecs.relic import format as relic_format
+from diffusers_compress.codecs.relic.quantizer import Quantizer
+from diffusers_compress.coding import logistic
+from diffusers_compress.format import container
+from diffusers_compress.metrics.distortion import psnr, samples
 
 REALISM = (0.0, 0.5, 1.0)
 
@@ -76,17 +79,17 @@ def measure_rate(pipe, image, bpp, path):
     path.write_bytes(pipe.compress(image, target_bpp=bpp).bitstreams[0])
     row["encode_seconds"] = time.perf_counter() - start
     data = path.read_bytes()
-    header, parameters, payload = relic.read_file(data)
+    header, parameters, payload = relic_format.read_file(data)
     row |= {"bytes": len(data), "bpp": 8 * len(data) / (image.width * image.height)}
-    row |= {"step": relic.step_width(parameters.step), "timestep": parameters.timestep, "channels": sum(parameters.coded)}
+    row |= {"step": relic_format.step_width(parameters.step), "timestep": parameters.timestep, "channels": sum(parameters.coded)}
 
     start = time.perf_counter()
-    quantizer = relic.Quantizer(parameters, pipe.statistics(), pipe.latent_shape(header.height, header.width))
+    quantizer = Quantizer(parameters, pipe.statistics(), pipe.latent_shape(header.height, header.width))
     v = pipe.entropy_model().receive(quantizer, payload).v
     row["entropy_decode_seconds"] = time.perf_counter() - start
     sender = pipe.entropy_model().send(quantizer, v)
     row["over_ideal"] = len(payload) / (sender.bits() / 8)
-    overhead = bitstream.overhead(header)
+    overhead = container.overhead(header)
     for name in ("hyperprior", "adaptive"):
         row[name] = overhead + len(pipe.entropy_model(name).send(quantizer, v).payload())
     row["static"], row["fitted"] = overhead + static_bytes(quantizer, v)
@@ -98,9 +101,9 @@ def measure_picture(pipe, image, path, steps):
     x = images.pad(images.to_tensor(image)[0][None], pipe.vae_scale_factor)
     x_0 = pipe.encode_picture(x)[0].cpu()
     alone = picture_of(pipe, x_0, image.size)
-    _, parameters, _ = relic.read_file(data)
+    _, parameters, _ = relic_format.read_file(data)
     parameters.dithered = False
-    quantizer = relic.Quantizer(parameters, pipe.statistics(), x_0.shape)
+    quantizer = Quantizer(parameters, pipe.statistics(), x_0.shape)
     shown = {"autoencoder": alone, "plain": picture_of(pipe, quantizer.latent(quantizer.values(x_0)), image.size)}
     for realism in REALISM:
         start = time.perf_counter()

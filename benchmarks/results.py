@@ -13,18 +13,9 @@ import torch
 from rich.progress import Progress
 
 from diffusers_compress import embedded_model, images, metrics
-from diffusers_compress.evaluation import (
-    BASELINES,
-    PICTURE_SUFFIXES,
-    PIPELINES,
-    evaluate,
-    load_pipeline,
-    open_original,
-    parse_codec,
-    software,
-    write_rows,
-)
-from diffusers_compress.report import (
+from diffusers_compress.evaluation.baselines import BASELINES
+from diffusers_compress.evaluation.codec import PIPELINES, load_pipeline, parse_codec
+from diffusers_compress.evaluation.report import (
     bd_rates,
     bd_table,
     cost_table,
@@ -34,6 +25,12 @@ from diffusers_compress.report import (
     summarise,
     write_report,
 )
+from diffusers_compress.evaluation.rows import write_rows
+from diffusers_compress.evaluation.run import evaluate
+from diffusers_compress.evaluation.state import software
+from diffusers_compress.evaluation.task import open_original
+from diffusers_compress.files import PICTURE_SUFFIXES
+from diffusers_compress.metrics import distortion
 
 # Codecs and the bits per pixel not to exceed: PerCo's are those of its two models, and most codecs of today begin at 0.2.
 MEASURED = [
@@ -91,7 +88,7 @@ def autoencoder_psnr(folder, device):
         image = open_original(path)
         x = images.pad(images.to_tensor(image)[0][None], pipe.vae_scale_factor).to(device)
         decoded = images.to_output(images.crop(pipe.decode_latent(pipe.encode_picture(x)), image.height, image.width))[0]
-        found.append(metrics.psnr(metrics.samples(image), metrics.samples(decoded)))
+        found.append(distortion.psnr(distortion.samples(image), distortion.samples(decoded)))
     return np.mean(found)
 
 
@@ -134,7 +131,7 @@ def main():
         "# Results",
         f"Made by `{COMMAND.format(jobs=args.jobs)}`. Every figure was taken on a file that was written, read back and decoded; "
         "bpp = 8 x bytes of the file / pixels of the original; PSNR, MS-SSIM and the rest are over 8-bit sRGB and are defined in "
-        "`diffusers_compress/metrics.py`. The embedded model is small and was trained on two CPU cores: these figures tell of "
+        "`diffusers_compress/metrics`. The embedded model is small and was trained on two CPU cores: these figures tell of "
         "the codecs' machinery, not of what a large model reaches.",
         *section("Kodak", args.kodak, args.work / "kodak", args),
         *section("BSDS, 20 test pictures", args.bsds, args.work / "bsds", args),

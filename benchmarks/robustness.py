@@ -24,8 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from diffusers_compress import bitstream  # noqa: E402
-from diffusers_compress.bitstream import BitstreamError, Limits, write_varint  # noqa: E402
+from diffusers_compress.errors import BitstreamError  # noqa: E402
+from diffusers_compress.format import container  # noqa: E402
+from diffusers_compress.format.bits import write_varint  # noqa: E402
+from diffusers_compress.format.limits import Limits  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"
 SECONDS = 60  # more than that for one small file is a hang
@@ -45,7 +47,7 @@ def seal(codec, width, height, fingerprint, parameters, payload, length=None):
     """A file with right checksums around whatever it holds; `length`: what it says of the parameters' length."""
     data = bytes([0xDF, 0xC1, codec]) + write_varint(width) + write_varint(height) + fingerprint
     data += write_varint(len(parameters) if length is None else length) + parameters
-    data += bitstream._crc16(data).to_bytes(2, "little") + payload
+    data += container._crc16(data).to_bytes(2, "little") + payload
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
@@ -77,8 +79,8 @@ def spoil(rng, data, others):
 
 def parts(data):
     """[codec, width, height, fingerprint, parameters, payload] of a good file, cut or not."""
-    header, offset = bitstream.read_header(data)
-    return [*vars(header).values(), data[offset : -bitstream.CHECKSUM_BYTES]]
+    header, offset = container.read_header(data)
+    return [*vars(header).values(), data[offset : -container.CHECKSUM_BYTES]]
 
 
 def damaged(rng, corpus):
@@ -147,8 +149,8 @@ def outcome(read, data):
 
 def parsed(data):
     """All that a file says, as `diffusers-compress info` reads it, without a model."""
-    header, _ = bitstream.read_header(data)
-    facts = import_module(f"diffusers_compress.pipelines.{bitstream.CODECS[header.codec].lower()}").describe(data)
+    header, _ = container.read_header(data)
+    facts = import_module(f"diffusers_compress.codecs.{container.CODECS[header.codec].lower()}.format").describe(data)
     return "read" if facts["complete"] else "read as cut short"
 
 
@@ -159,7 +161,7 @@ def decoder(codec, model="epsilon"):
     pipe = make.pipeline(codec, model)
 
     def decode(data):
-        header, _ = bitstream.read_header(data, LIMITS)
+        header, _ = container.read_header(data, LIMITS)
         (image,) = pipe.decompress(data, allow_other_model=True, limits=LIMITS, **make.PREVIEW.get(codec, {})).images
         assert image.size == (header.width, header.height) and image.mode == "RGB"
         return "decoded"
@@ -186,7 +188,7 @@ def counted(part, count, seed=0):
 
 def large_rows(size=1_000_000):
     """For each codec and channel: what a payload of so many bytes comes to, in seconds and MB beyond those before."""
-    from diffusers_compress.diffc_header import CHANNEL_NUMBERS, Parameters, number_of, rank_of
+    from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS, Parameters, number_of, rank_of
 
     budget, rng, rows = number_of(rank_of(8 * size, 5), 5), random.Random(0), []
     for channel, number in CHANNEL_NUMBERS.items():
@@ -223,11 +225,13 @@ def drift_rows():
     import torch
     from diffusers.models.attention_processor import AttnProcessor
 
-    from diffusers_compress import DiffCPipeline, RelicPipeline, cli, drift, embedded_model, images
+    from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images
+    from diffusers_compress.cli.demo import demo_photo
+    from diffusers_compress.codecs.diffc import drift
     from diffusers_compress.pipelines import diffc
 
     diffc.CHECKED_BYTES = 0
-    picture = images.open_image(cli.demo_photo()).convert("RGB").crop((100, 20, 356, 276))
+    picture = images.open_image(demo_photo()).convert("RGB").crop((100, 20, 356, 276))
     ends, reverse = [], DiffCPipeline.reverse
     DiffCPipeline.reverse = lambda self, *args: ends.append(reverse(self, *args)) or ends[-1]
 
@@ -285,7 +289,7 @@ def check_rows(count=2000, n=4096):
     """How often the check warns of a drift of given rms, and what it estimates on average."""
     import torch
 
-    from diffusers_compress import drift
+    from diffusers_compress.codecs.diffc import drift
 
     generator, rows = torch.Generator().manual_seed(0), []
     for size in (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.4):
@@ -357,7 +361,7 @@ def main():
     if args.part:
         print(json.dumps(large_rows() if args.part == "large" else counted(args.part, args.count)))
         return
-    codecs = [name.lower() for name in bitstream.CODECS.values()]
+    codecs = [name.lower() for name in container.CODECS.values()]
     results = [alone("container", args.container), *(alone(codec, args.decode) for codec in codecs)]
     for each in results:
         print(json.dumps(each), file=sys.stderr)

@@ -19,8 +19,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusers_compress.channels import CHANNELS
-from diffusers_compress.diffc_header import CHANNEL_NUMBERS
+from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS
+from diffusers_compress.coding.channels import CHANNELS
 
 
 class LiveBytes(TorchDispatchMode):

@@ -38,9 +38,9 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_compress import DiffCPipeline, embedded_model, images
-from diffusers_compress.channels import CHANNELS
-from diffusers_compress.cli import quieten_libraries
-from diffusers_compress.diffc_header import CHANNEL_NUMBERS
+from diffusers_compress.cli.terminal import quieten_libraries
+from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS
+from diffusers_compress.coding.channels import CHANNELS
 
 PARTS = ("vae", "text", "network", "channel")
 COLUMNS = ("size", "pictures", "bpp", "bytes each", "coded steps", "coder", "", "seconds", *PARTS, "rest", "calls", "peak GiB")

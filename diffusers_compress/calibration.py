@@ -6,8 +6,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from diffusers_compress import diffusion, images, reference, relic_header, schedule
-from diffusers_compress.quantizer import Quantizer, powers, worth_coding
+from diffusers_compress import images
+from diffusers_compress.codecs.diffc import reference
+from diffusers_compress.codecs.relic import format as relic_format
+from diffusers_compress.codecs.relic.quantizer import Quantizer, powers, worth_coding
+from diffusers_compress.coding import dct
+from diffusers_compress.diffusion import equations, schedule, solvers
 
 STEP_WIDTHS = (0.25, 0.5, 1.0, 2.0)  # where the denoiser's level is measured
 SMALLEST_LEVEL, BISECTIONS = 0.4, 5  # less would leave too much noise
@@ -45,7 +49,7 @@ def _level(pipe, latents, statistics, step):
     noise, noisy = pipe.noise_schedule(), []
     for x_0 in latents:
         coded = worth_coding(powers(x_0[0].cpu(), statistics), step)[0].tolist()
-        parameters = relic_header.Parameters(1, True, relic_header.step_number(step), 0, 0, coded)
+        parameters = relic_format.Parameters(1, True, relic_format.step_number(step), 0, 0, coded)
         quantizer = Quantizer(parameters, statistics, x_0.shape[1:])
         noisy.append(quantizer.latent(quantizer.values(x_0))[None].to(x_0))
     sigma = step / math.sqrt(12)
@@ -59,7 +63,7 @@ def _level(pipe, latents, statistics, step):
     def excess(level):
         t = schedule.timestep_at(noise, 1 / (level * sigma))
         # one after the other: they may differ in size
-        ends = [pipe.run([diffusion.solve(noise.level(t)[0] * x, t, 5, noise, pipe.scheduler)], [""])[0] for x in noisy]
+        ends = [pipe.run([solvers.solve(noise.level(t)[0] * x, t, 5, noise, pipe.scheduler)], [""])[0] for x in noisy]
         return float((textures(ends) - wanted).mean())
 
     low, high = SMALLEST_LEVEL, 1.0
@@ -103,9 +107,9 @@ def calibrate_error(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> d
         band = reference.bands(*x_0.shape[-2:]).flatten()
         counts.index_add_(0, band, torch.ones(len(band), dtype=torch.float64))
         for total, x, output, t in zip(sums, x_t.split(1), outputs.split(1), timesteps):
-            predicted = diffusion.predict_x0(output, x, *noise.level(t), noise.prediction_type)
+            predicted = equations.predict_x0(output, x, *noise.level(t), noise.prediction_type)
             x_0_hat = predicted if noise.knows(t) else torch.zeros_like(x)
-            error = reference.transform(x_0 - x_0_hat)[0].flatten(1).cpu().double()
+            error = dct.transform(x_0 - x_0_hat)[0].flatten(1).cpu().double()
             total.index_add_(1, band, error.square())
     measured = counts.nonzero().squeeze(1)  # small pictures lack the lowest frequencies
     nearest = measured[(torch.arange(reference.BANDS)[:, None] - measured).abs().argmin(1)]

@@ -9,7 +9,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 
-from diffusers_compress import images, metrics
+from diffusers_compress import images
+from diffusers_compress.metrics import distortion
 
 OURS = "diffusers_compress"
 RATES = (0.05, 0.1, 0.2)  # bits per pixel of a card's table
@@ -101,7 +102,7 @@ def rate_table(pipe: DiffusionPipeline, pictures: Sequence, rates: Sequence[floa
                 decoded = pipe.decompress(file.read_bytes()).images[0]
                 x, x_hat = images.to_tensor(picture)[0], images.to_tensor(decoded)[0]
                 size = file.stat().st_size
-                measured.append((8 * size / x[0].numel(), size, metrics.psnr(x / 2, x_hat / 2)))
+                measured.append((8 * size / x[0].numel(), size, distortion.psnr(x / 2, x_hat / 2)))
             means = (sum(column) / len(pictures) for column in zip(*measured))
             rows.append({"asked": rate} | dict(zip(("bpp", "bytes", "psnr"), means)))
     return rows

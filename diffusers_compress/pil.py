@@ -8,7 +8,8 @@ from typing import IO
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageFile
 
-from diffusers_compress import bitstream
+from diffusers_compress.format import container
+from diffusers_compress.format.limits import DEFAULT_LIMITS
 
 FORMAT, SUFFIX = "DFC", ".dfc"
 # Codec -> its pipeline and options of `decompress`; the first one saves
@@ -40,9 +41,9 @@ class CompressedImageFile(ImageFile.ImageFile):
 
     def _open(self) -> None:
         self.data = self.fp.read()
-        header, _ = bitstream.read_header(self.data, replace(bitstream.DEFAULT_LIMITS, pixels=math.inf))
+        header, _ = container.read_header(self.data, replace(DEFAULT_LIMITS, pixels=math.inf))
         self._mode, self._size = "RGB", (header.width, header.height)
-        self.codec = bitstream.CODECS[header.codec].lower()
+        self.codec = container.CODECS[header.codec].lower()
         self.info = {"codec": self.codec, "bpp": 8 * len(self.data) / (header.width * header.height)}
 
     def load(self):
@@ -50,7 +51,7 @@ class CompressedImageFile(ImageFile.ImageFile):
             if self.codec not in registered:
                 raise ValueError(f"the file needs a {self.codec} pipeline; registered: {', '.join(registered) or 'none'}")
             pipe, options = registered[self.codec]
-            limits = replace(bitstream.DEFAULT_LIMITS, pixels=max(bitstream.DEFAULT_LIMITS.pixels, self.width * self.height))
+            limits = replace(DEFAULT_LIMITS, pixels=max(DEFAULT_LIMITS.pixels, self.width * self.height))
             image = pipe.decompress(self.data, **{"limits": limits, **options}).images[0]
             self.data, self.fp = None, BytesIO(image.tobytes())
             self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, "RGB")]

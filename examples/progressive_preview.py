@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffusers_compress import DiffCPipeline, bitstream, embedded_model
+from diffusers_compress import DiffCPipeline, embedded_model
+from diffusers_compress.format import container
 from diffusers_compress.images import side_by_side
 
 
@@ -24,7 +25,7 @@ def main():
 
     pipe = DiffCPipeline.from_pretrained(args.model)
     data = pipe.compress(Image.open(args.photo), target_bpp=args.bpp, num_inference_steps=24).bitstreams[0]
-    _, start = bitstream.read_header(data)  # before that there is no picture
+    _, start = container.read_header(data)  # before that there is no picture
     strip = None
     for share in (1 / 8, 1 / 4, 1 / 2, 1):
         arrived = data[: max(start, round(share * len(data)))]

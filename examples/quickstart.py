@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffusers_compress import DiffCPipeline, embedded_model
-from diffusers_compress.cli import demo_photo
+from diffusers_compress.cli.demo import demo_photo
 
 
 def main():

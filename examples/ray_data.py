@@ -17,6 +17,8 @@ import ray
 import torch
 
 from diffusers_compress import DiffCPipeline, batch, embedded_model
+from diffusers_compress.batch import work
+from diffusers_compress.files import PICTURE_SUFFIXES
 
 
 class Compress:
@@ -28,16 +30,16 @@ class Compress:
         self.codec = batch.encoder(pipe, batch_size, **options)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = [batch.attempt(self.codec.load, data) for data in rows["bytes"]]
+        results = [work.attempt(self.codec.load, data) for data in rows["bytes"]]
         good = [i for i, result in enumerate(results) if not isinstance(result, Exception)]
         if good:
-            for i, result in zip(good, batch.code_all(self.codec.code, [results[i] for i in good])):
+            for i, result in zip(good, work.code_all(self.codec.code, [results[i] for i in good])):
                 results[i] = result if isinstance(result, Exception) else self.codec.dump(result[0])
         failed = [isinstance(result, Exception) for result in results]
         return {
             "path": rows["path"],
             "dfc": np.array([b"" if bad else result for bad, result in zip(failed, results)], dtype=object),
-            "error": np.array([batch.describe(result) if bad else "" for bad, result in zip(failed, results)], dtype=object),
+            "error": np.array([work.describe(result) if bad else "" for bad, result in zip(failed, results)], dtype=object),
         }
 
 
@@ -63,7 +65,7 @@ def parse_args():
 def main():
     args = parse_args()
     args.shards.mkdir(parents=True)
-    paths = list(batch.find_inputs(str(args.photos), batch.PICTURES).values())
+    paths = list(batch.find_inputs(str(args.photos), PICTURE_SUFFIXES).values())
     coded = (
         ray.data.read_binary_files(paths, include_paths=True)
         .map_batches(

@@ -9,8 +9,10 @@ import argparse
 from pathlib import Path
 
 from diffusers_compress import embedded_model
-from diffusers_compress.evaluation import evaluate, parse_codec, write_rows
-from diffusers_compress.report import markdown, quality_table, summarise, write_report
+from diffusers_compress.evaluation.codec import parse_codec
+from diffusers_compress.evaluation.report import markdown, quality_table, summarise, write_report
+from diffusers_compress.evaluation.rows import write_rows
+from diffusers_compress.evaluation.run import evaluate
 
 
 def main():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images, metrics
+from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images
+from diffusers_compress.metrics import distortion
 
 
 def main():
@@ -30,7 +31,7 @@ def main():
     strip = photo
     for name, image in decoded.items():
         x, x_hat = (images.to_tensor(each)[0] / 2 for each in (photo, image))  # samples in a range of 1
-        print(f"{name:20} {metrics.psnr(x, x_hat):.2f} dB")
+        print(f"{name:20} {distortion.psnr(x, x_hat):.2f} dB")
         strip = images.side_by_side(strip, image)
     strip.save(args.out)
 

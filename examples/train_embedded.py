@@ -29,7 +29,7 @@ from torch import nn
 from train_common import Stage, batch_of_photos, load_photos, split, target_of, to_model_range, train_once
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffusers_compress import diffusion, schedule
+from diffusers_compress.diffusion import equations, schedule
 
 STAGES = ("vae", "unet", "decoder", "export")
 MAX_BYTES = 23_200_000  # of the folder, so that with the parts of DiffC and Relic and a card it has at most 24 MB
@@ -322,7 +322,7 @@ def train_unet(accelerator, vae, text_encoder, tokenizer, photos, validation, ar
             alpha, sigma = noise.level(t)
             x_t = alpha * x_val + sigma * eps_val
             output = model(x_t, torch.tensor(t, device=device), told[:1].expand(len(x_t), -1, -1), return_dict=False)[0]
-            x_0_hat = diffusion.predict_x0(output, x_t, alpha, sigma, args.prediction_type)
+            x_0_hat = equations.predict_x0(output, x_t, alpha, sigma, args.prediction_type)
             figures[f"x_0_error_{t}"] = round((x_0_hat - x_val).square().mean().item(), 4)
         return figures
 

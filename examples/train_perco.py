@@ -35,9 +35,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from train_common import forget_log, latest_checkpoint, load_checkpoint, save_checkpoint, target_of
 
-from diffusers_compress import PerCoPipeline, adapter, diffusion, embedded_model, images, schedule
-from diffusers_compress.perco_header import PRESETS
-from diffusers_compress.vq import HyperEncoder, spread
+from diffusers_compress import PerCoPipeline, embedded_model, images
+from diffusers_compress.codecs.perco.format import PRESETS
+from diffusers_compress.diffusion import equations, schedule
+from diffusers_compress.models import adapter
+from diffusers_compress.models.hyper_encoder import HyperEncoder, spread
 
 SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 VALIDATION_T = (900, 700, 500, 300)
@@ -227,7 +229,7 @@ class Training:
         embeds = self.pipe.encode_prompt(captions)["text"].detach()
         output, codebook, readout = trainee(x_0, x_t, t, embeds)
         target = target_of(x_0, eps, alpha, sigma, self.noise.prediction_type)
-        x_0_hat = diffusion.predict_x0(output, x_t, alpha, sigma, self.noise.prediction_type) if self.lpips else None
+        x_0_hat = equations.predict_x0(output, x_t, alpha, sigma, self.noise.prediction_type) if self.lpips else None
         return (output - target).square().mean((1, 2, 3)), x_0_hat, codebook, readout
 
     def losses(self, trainee, step, crops, captions):

@@ -21,11 +21,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from train_common import Stage, add_parts, batch_of_crops, encode_photos, load_photos, log_uniform, make_once, split, train_once
 
-from diffusers_compress import RelicPipeline, calibration, diffusion, embedded_model, quantizer, schedule
-from diffusers_compress.context_model import units_of
-from diffusers_compress.hyperprior import HyperPrior, ParameterNetwork
-from diffusers_compress.logistic import UNIT
-from diffusers_compress.pipelines import relic
+from diffusers_compress import RelicPipeline, calibration, embedded_model
+from diffusers_compress.codecs.relic import quantizer
+from diffusers_compress.codecs.relic.rate import CONTEXT
+from diffusers_compress.coding.context_model import units_of
+from diffusers_compress.coding.logistic import UNIT
+from diffusers_compress.diffusion import equations, schedule
+from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 
 STAGES = ("hyperprior", "level", "quantizer", "export")
 LEVEL_PHOTOS = 16
@@ -116,7 +118,7 @@ def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
         """One call of the network for x = x_0 + sigma eps [1, C, h, w]; sigma may carry a gradient."""
         t, alpha = schedule.timestep_at(noise, 1 / float(sigma)), (1 + sigma**2) ** -0.5
         output = pipe.predict(alpha * x, [t], empty)
-        return diffusion.predict_x0(output, alpha * x, alpha, sigma * alpha, noise.prediction_type)
+        return equations.predict_x0(output, alpha * x, alpha, sigma * alpha, noise.prediction_type)
 
     def pixels(y):
         return pipe.decode_latent(y + mean[:, None, None])
@@ -126,7 +128,7 @@ def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
         scale, shift, level = model(y, std, torch.full((1,), step, device=y.device))
         steps = (step * 2 ** scale[0])[:, None, None]
         power = F.avg_pool2d(y.square(), quantizer.BLOCK) + 1e-12
-        bits = relic.CONTEXT * (1 + 12 * power / steps**2).log2().mean((0, 2, 3)) / 2
+        bits = CONTEXT * (1 + 12 * power / steps**2).log2().mean((0, 2, 3)) / 2
         coded = quantizer.worth_coding(power[0].flatten(1), step)[0]
         idle = (1 - 12 * (std[:, None, None] / steps) ** 2).clamp(min=0).sqrt() * dither + shift[0, :, None, None]
         y_hat = torch.where(coded[:, None, None], y + steps * dither, steps * idle)

@@ -16,7 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from train_common import Stage, add_parts, batch_of_crops, encode_photos, load_photos, make_once, split
 
-from diffusers_compress import DiffCPipeline, VarianceHead, calibration, diffusion, embedded_model, reference, schedule
+from diffusers_compress import DiffCPipeline, VarianceHead, calibration, embedded_model
+from diffusers_compress.codecs.diffc import reference
+from diffusers_compress.coding import dct
+from diffusers_compress.diffusion import equations, schedule
 
 MAX_RATIO = 9.0  # alpha/sigma
 
@@ -58,11 +61,11 @@ def train(accelerator, pipe, spectrum, latents, validation, args):
             output = pipe.predict(x_t, t, pipe.encode_prompt([""] * len(t)))
         levels = [noise.level(i) for i in t]
         predicted = [
-            diffusion.predict_x0(o, x, *level, noise.prediction_type)
+            equations.predict_x0(o, x, *level, noise.prediction_type)
             for o, x, level in zip(output.split(1), x_t.split(1), levels)
         ]
         x_0_hat = torch.cat(predicted)
-        squared = reference.transform(x_0 - x_0_hat).square()
+        squared = dct.transform(x_0 - x_0_hat).square()
         calibrated = table[t].to(x_0.device)
         learned = calibrated + model(x_0_hat, (x_t - alpha * x_0_hat) / sigma, noise.snr[t].to(x_0.device))
         both = torch.stack([log_variance + squared * (-log_variance).exp() for log_variance in (calibrated, learned)])

@@ -11,13 +11,9 @@ sides know how large the denoiser's error is at each frequency (`reference`).
 """
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import accumulate
 from types import ModuleType
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -35,23 +31,29 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from diffusers_compress import bitstream, common_randomness, diffusion, drift, images, reference, schedule
-from diffusers_compress.bitstream import DIFFC, Corrupt, Header
-from diffusers_compress.channels import CHANNELS, Trellis
-from diffusers_compress.diffc_header import (
+from diffusers_compress import images
+from diffusers_compress.codecs.diffc import drift, reference
+from diffusers_compress.codecs.diffc.format import (
     BUDGET_DIGITS,
-    BUDGET_RANK_BITS,
     CHANNEL_NUMBERS,
     MAX_PROMPT_BYTES,
     MAX_STEPS,
-    STRIDE_DIGITS,
-    STRIDE_UNIT,
     Parameters,
     nearest,
-    number_of,
-    rank_of,
+    read_file,
 )
-from diffusers_compress.latent_codec import (
+from diffusers_compress.codecs.diffc.loop import Receiver, Sender, drift_of, reverse
+from diffusers_compress.codecs.diffc.rate import MIN_BUDGET, budget_to_fill, overhead
+from diffusers_compress.coding import randomness
+from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels.trellis import Trellis
+from diffusers_compress.diffusion import schedule, solvers
+from diffusers_compress.diffusion.schedule import NoiseSchedule
+from diffusers_compress.format.container import DIFFC, Header
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
+from diffusers_compress.models.variance_head import VarianceHead
+from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
+from diffusers_compress.pipeline import (
     FAMILY_COMPONENTS,
     LatentCodecMixin,
     check_output,
@@ -59,240 +61,9 @@ from diffusers_compress.latent_codec import (
     groups_of,
     watched,
 )
-from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
-from diffusers_compress.schedule import NoiseSchedule
-from diffusers_compress.variance_head import VarianceHead
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
-MIN_BUDGET = 64  # bits of a step: below that, a step's start costs too much
-MAX_STRIDE = 2**22
 CHECKED_BYTES = 2000  # files from this size on carry the two bytes of `drift`
-
-# ----------------------------------------------------------------------------------------------------- a file and its levels
-
-
-def next_timestep(noise, t, strides):
-    """Where the last of these steps ends, which starts at t: the level nearest in alpha/sigma, and at least one timestep on."""
-    nearest_t = schedule.timestep_at(noise, float(noise.ratio[-1]) + sum(strides) / STRIDE_UNIT)
-    return max(0, min(nearest_t, t - 1))
-
-
-def timesteps_of(noise, parameters):
-    """The timesteps of a file, noisiest first: step j goes from entry j to entry j + 1."""
-    timesteps = [noise.alpha.numel() - 1]
-    for step in range(len(parameters.strides)):
-        if timesteps[-1] == 0:
-            raise Corrupt(f"the file holds {len(parameters.strides)} steps, this model's noise schedule has room for {step}")
-        timesteps.append(next_timestep(noise, timesteps[-1], parameters.strides[: step + 1]))
-    return timesteps
-
-
-def read_file(data, limits=bitstream.DEFAULT_LIMITS):
-    """Parse a DiffC file with integers alone: (header, parameters, messages of its whole steps, complete)."""
-    header, offset = bitstream.read_header(data, limits)
-    bitstream.check_codec(header, DIFFC)
-    parameters = Parameters.from_bytes(header.parameters, limits)
-    channel = CHANNELS[parameters.channel]
-    payload, complete = bitstream.read_payload(data, offset, channel.payload_bytes(parameters.budgets, data[offset:]))
-    return header, parameters, channel.unpack(payload, parameters.budgets), complete
-
-
-def describe(data, limits=bitstream.DEFAULT_LIMITS):
-    """The facts of a DiffC file as plain values, without a model."""
-    header, parameters, messages, complete = read_file(data, limits)
-    return {
-        "codec": "DiffC",
-        "channel": next(name for name, number in CHANNEL_NUMBERS.items() if number == parameters.channel),
-        "width": header.width,
-        "height": header.height,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height),
-        "model": header.fingerprint.hex(),
-        "prompt": parameters.prompt,
-        "steps": len(parameters.budgets),
-        "steps_present": len(messages),
-        "budgets": parameters.budgets,
-        "levels": [stride / STRIDE_UNIT for stride in accumulate(parameters.strides)],
-        "complete": complete,
-    }
-
-
-# ---------------------------------------------------------------------------------------------------- one picture's two ends
-
-
-def reverse(noise, channel, x_t, ends, network, error_variance):
-    """The coding loop, the same for both ends of all pictures in a batch.
-
-    ends: a `Sender` or a `Receiver` for each picture. network(x_t [B, C, h, w], t [B], i [B]) gives the network's output for the
-    pictures i, error_variance(x_t, x_0_hat, t [B]) the variance [B, C, h, w] of the coefficients of x_0 - x_0_hat, and their rank.
-    Returns x_t [1, C, h, w] and t of each picture where its stream ends.
-    """
-    x_t, t, step = list(x_t.split(1)), [noise.alpha.numel() - 1] * len(ends), 0
-    while active := [i for i, end in enumerate(ends) if end.goes_on(t[i], step)]:
-        x, ts = torch.cat([x_t[i] for i in active]), [t[i] for i in active]
-        if noise.knows(ts[0]):  # the first step is that of all pictures
-            outputs = zip(active, network(x, ts, active).split(1))
-            x_0_hat = [diffusion.predict_x0(output, x_t[i], *noise.level(t[i]), noise.prediction_type) for i, output in outputs]
-        else:
-            x_0_hat = [torch.zeros_like(x_t[i]) for i in active]
-        error, rank = (each.flatten(1) for each in error_variance(x, torch.cat(x_0_hat), ts))
-        plans = [ends[i].plan(t[i], prediction, e) for i, prediction, e in zip(active, x_0_hat, error)]
-
-        for budget in {plan[1] for plan in plans if plan}:
-            same = [k for k, plan in enumerate(plans) if plan and plan[1] == budget]
-            v = excess(channel, error[same], budget)
-            # y ~ N(m, I) with the shift m = (mu_q - mu_p) / std, Theis et al. 2022
-            messages, y = ends[0].transmit(channel, [plans[k][2] for k in same], v, rank[same], budget, step)
-            for k, message, coefficients in zip(same, messages, y):
-                i, s = active[k], plans[k][0]
-                ends[i].messages.append(message)
-                mu_p, std = diffusion.posterior(x_t[i], x_0_hat[k], *noise.level(t[i]), *noise.level(s))
-                x_t[i], t[i] = mu_p + std * from_coefficients(channel, coefficients.view_as(mu_p)), s
-        step += 1
-    return list(zip(x_t, t))
-
-
-def coefficients_of(channel, x):
-    """What the channel sends of x [..., h, w]; the published coder sends x itself."""
-    return reference.transform(x) if channel.wide else x
-
-
-def from_coefficients(channel, coefficients):
-    return reference.inverse(coefficients) if channel.wide else coefficients
-
-
-def excess(channel, error, budget):
-    """What the reference expects beyond the noise's own variance: v [B, n], from the error's shape [B, n] and the budget."""
-    return reference.excess(error, channel.kl(budget)) if channel.wide else torch.zeros_like(error)
-
-
-class Sender:
-    """Knows x_0 [1, C, h, w]; chooses how far each step goes, within a last timestep, a number of steps and a file size."""
-
-    def __init__(self, noise, x_0, header, parameters, stop_t, max_steps, max_bytes):
-        self.noise, self.x_0, self.header, self.parameters = noise, x_0, header, parameters
-        self.channel, self.stop_t, self.max_steps, self.max_bytes = CHANNELS[parameters.channel], stop_t, max_steps, max_bytes
-        self.messages = []
-
-    def goes_on(self, t, step):
-        ended = step > len(self.messages) or 0 < step and self.parameters.last < self.parameters.budget
-        return t > self.stop_t and step < self.max_steps and not ended
-
-    def plan(self, t, x_0_hat, error):
-        """(s, budget, shift [n]) of the next step, or None if nothing more fits."""
-        difference = coefficients_of(self.channel, self.x_0 - x_0_hat).flatten()
-        if not difference.isfinite().all():
-            raise ValueError(f"the model's output at timestep {t} is not finite; load it with dtype float32 or bfloat16")
-
-        def gain(budget):
-            """snr_s - snr_t that a budget pays for."""
-            v = excess(self.channel, error[None], budget)[0]
-            return reference.reach(difference.square(), v, self.channel.kl(budget))
-
-        strides = self.parameters.strides
-        budget = self.affordable(strides[-1] if strides else STRIDE_UNIT)
-        stride = self.stride_to(float(self.noise.snr[t]) + gain(budget)) if budget > 0 else 1
-        if next_timestep(self.noise, t, [*strides, stride]) <= self.stop_t:
-            stride = self.stride_within(t, stride)
-            missing = float(self.noise.snr[next_timestep(self.noise, t, [*strides, stride])] - self.noise.snr[t])
-            budget = bisect_left(range(budget), missing, key=gain)
-        budget = min(budget, self.affordable(stride))
-        if budget <= 0:
-            return None
-        s = next_timestep(self.noise, t, [*strides, stride])
-        strides.append(stride)
-        self.parameters.last = budget
-        # m = (mu_q - mu_p) / std = sqrt(snr_s - snr_t) (x_0 - x_0_hat)
-        return s, budget, float(self.noise.snr[s] - self.noise.snr[t]) ** 0.5 * difference
-
-    def stride_to(self, snr):
-        """The stride that comes nearest to a noise level."""
-        wanted = STRIDE_UNIT * (snr**0.5 - float(self.noise.ratio[-1])) - sum(self.parameters.strides)
-        return nearest(max(1, round(min(wanted, MAX_STRIDE))), STRIDE_DIGITS)
-
-    def stride_within(self, t, stride):
-        """The longest stride up to this one that stays within the last timestep."""
-        for rank in range(rank_of(stride, STRIDE_DIGITS), 1, -1):
-            stride = number_of(rank, STRIDE_DIGITS)
-            if next_timestep(self.noise, t, [*self.parameters.strides, stride]) >= self.stop_t:
-                return stride
-        return 1
-
-    def affordable(self, stride):
-        """The largest budget for a step of this stride that keeps the file within its size; -1 if there is none."""
-
-        def size(budget):
-            parameters = replace(self.parameters, strides=[*self.parameters.strides, stride], last=budget)
-            return overhead(self.header, parameters) + self.channel.payload_bytes(parameters.budgets)
-
-        return bisect_right(range(self.parameters.budget + 1), self.max_bytes, key=size) - 1
-
-    @staticmethod
-    def transmit(channel, shifts, v, rank, budget, step):
-        return channel.encode(torch.stack(shifts), v, rank, budget, step)
-
-    def end_at(self, x_t):
-        """Let the file tell, if it has room for that, which x_t its receivers should end at."""
-        if self.parameters.check is not None:
-            self.parameters.check = drift.check_of(x_t)
-
-    def file(self):
-        """The whole file. A channel that knows its payload's length only now may have to give its last steps back."""
-        while True:
-            payload = self.channel.pack(self.messages, self.parameters.budgets)
-            data = bitstream.pack(replace(self.header, parameters=self.parameters.to_bytes()), payload)
-            if len(data) <= self.max_bytes or not self.messages:
-                return data
-            self.messages.pop()
-            self.parameters.strides.pop()
-            self.parameters.check = None  # that of a later x_t
-            self.parameters.last = self.parameters.budget if self.messages else 0
-
-
-def overhead(header, parameters):
-    """Bytes of a file with these parameters that are not payload."""
-    return bitstream.overhead(replace(header, parameters=parameters.to_bytes()))
-
-
-def budget_to_fill(header, parameters, steps, max_bytes):
-    """The smallest budget with which so many steps fill the file; with less than MIN_BUDGET a step, it is fewer steps' budget."""
-    channel = CHANNELS[parameters.channel]
-
-    def size(budget, steps):
-        filled = replace(parameters, budget=budget, last=budget, strides=[STRIDE_UNIT] * steps)
-        return overhead(header, filled) + channel.payload_bytes(filled.budgets)
-
-    steps = max(1, bisect_right(range(1, steps + 1), max_bytes, key=lambda count: size(MIN_BUDGET, count)))
-    ranks = range(2**BUDGET_RANK_BITS - 1)
-    return number_of(bisect_left(ranks, max_bytes, key=lambda rank: size(number_of(rank, BUDGET_DIGITS), steps)), BUDGET_DIGITS)
-
-
-class Receiver:
-    """Knows the messages of a file and the timesteps they belong to."""
-
-    def __init__(self, noise, parameters, messages):
-        self.timesteps, self.budgets, self.sent = timesteps_of(noise, parameters), parameters.budgets, messages
-        self.messages = []
-
-    def goes_on(self, t, step):
-        return step < len(self.sent)
-
-    def plan(self, t, x_0_hat, error):
-        step = len(self.messages)
-        return self.timesteps[step + 1], self.budgets[step], self.sent[step]
-
-    @staticmethod
-    def transmit(channel, messages, v, rank, budget, step):
-        return messages, channel.decode(np.stack(messages), v, rank, budget, step)
-
-
-def drift_of(x_t, parameters, messages):
-    """Estimated rms difference from the sender's x_t; None if the file does not tell, or was cut."""
-    whole = len(messages) == len(parameters.budgets)
-    return drift.drift(x_t, parameters.check) if whole and parameters.check is not None else None
-
-
-# ------------------------------------------------------------------------------------------------------------- the pipeline
 
 
 class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
@@ -423,7 +194,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         allow_other_model: bool = False,
-        limits: bitstream.Limits = bitstream.DEFAULT_LIMITS,
+        limits: Limits = DEFAULT_LIMITS,
         batch_size: int = 8,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
@@ -465,11 +236,11 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             for i, (x_t, _) in zip(group, ends):
                 drifts[i] = drift_of(x_t, *files[i][1:3])
             if reconstruction == "flow":
-                walks = [diffusion.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
+                walks = [solvers.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
             else:
                 calls = num_inference_steps if reconstruction == "ancestral" else 1
                 draws = generator if isinstance(generator, list) else [generator] * len(files)
-                walks = [diffusion.ancestral(x_t, t, calls, noise, draws[i]) for i, (x_t, t) in zip(group, ends)]
+                walks = [solvers.ancestral(x_t, t, calls, noise, draws[i]) for i, (x_t, t) in zip(group, ends)]
             x_0 = torch.cat(self.run(walks, prompts, guidance_scale))
             for i, x in zip(group, self.decode_latent(x_0)):
                 header = files[i][0]
@@ -521,7 +292,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def start(self, shape: tuple[int, int, int], batch: int) -> Tensor:
         """Shared noise that stands for x_T ~ N(0, I), the same for all pictures [batch, C, h, w]."""
-        noise = common_randomness.normals(math.prod(shape), common_randomness.START, device=self._execution_device)
+        noise = randomness.normals(math.prod(shape), randomness.START, device=self._execution_device)
         return noise.view(1, *shape).repeat(batch, 1, 1, 1)
 
     def reverse(

@@ -21,87 +21,27 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffusers_compress import adapter, bitstream, captions, common_randomness, diffusion, families, grid_model, images
-from diffusers_compress.bitstream import PERCO, BitReader, BitWriter, Corrupt, Header, WrongModel
-from diffusers_compress.entropy import Decoder, Encoder
-from diffusers_compress.latent_codec import LatentCodecMixin, check_output, groups_of, watched
+from diffusers_compress import images
+from diffusers_compress.codecs.perco.format import MAX_SEED, WORDS, Parameters, read_file
+from diffusers_compress.codecs.perco.payload import bits_of, choose_caption, decode_caption, pack_payload, unpack_payload
+from diffusers_compress.coding import randomness
+from diffusers_compress.coding.text import vocabulary_of
+from diffusers_compress.diffusion import solvers
+from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
+from diffusers_compress.errors import WrongModel
+from diffusers_compress.format import container
+from diffusers_compress.format.container import PERCO, Header
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
+from diffusers_compress.models import adapter
+from diffusers_compress.models.hyper_encoder import HyperEncoder
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
-from diffusers_compress.perco_header import BYTES, MAX_SEED, NO_CAPTION, WORDS, Parameters
-from diffusers_compress.vq import HyperEncoder
+from diffusers_compress.pipeline import LatentCodecMixin, check_output, groups_of, watched
 
 UNTRAINED = (
     "this folder has no hyper-encoder, or a UNet that does not see its features: PerCo needs a model that was trained for it. "
     "examples/train_perco.py trains one over any Stable-Diffusion folder, examples/convert_perco.py takes over the published PerCo (SD) "
     'weights, and diffusers_compress.embedded_model("perco") is a small one'
 )
-CAPTIONS = {NO_CAPTION: "none", WORDS: "in words of the model's tokenizer", BYTES: "in letters"}
-
-# ------------------------------------------------------------------------------------------------------------ a file as a whole
-
-
-def pack_payload(grid, codebook, modelled, encode_caption):
-    """Payload of a grid [a, b] of indices and a caption."""
-    encoder, plain = Encoder(), b""
-    encode_caption(encoder)
-    if modelled:
-        grid_model.encode(encoder, grid, codebook)
-    else:
-        writer = BitWriter()
-        for index in grid.flatten().tolist():
-            writer.write(index, bits_of(codebook.size))
-        plain = writer.to_bytes(pad=0)
-    return plain + encoder.getvalue()
-
-
-def unpack_payload(payload, parameters, shape, codebook, decode_caption):
-    """(grid [a, b], caption). Corrupt for what no encoder writes."""
-    if parameters.modelled:
-        decoder = Decoder(payload)
-        caption = decode_caption(decoder)
-        return grid_model.decode(decoder, shape, codebook), caption
-    size = -(-shape[0] * shape[1] * parameters.bits // 8)
-    reader = BitReader(payload[:size])
-    grid = torch.tensor([reader.read(parameters.bits) for _ in range(shape[0] * shape[1])]).reshape(shape).numpy()
-    if grid.max() >= codebook.size:
-        raise Corrupt(f"the file holds index {grid.max()}, the codebook has {codebook.size}")
-    return grid, decode_caption(Decoder(payload[size:]))
-
-
-def bits_of(size):
-    """Of an index in a codebook of this size."""
-    return (size - 1).bit_length()
-
-
-def read_file(data, limits=bitstream.DEFAULT_LIMITS):
-    """Parse a PerCo file up to its symbols: (header, parameters, payload)."""
-    header, offset = bitstream.read_header(data, limits)
-    bitstream.check_codec(header, PERCO)
-    parameters = Parameters.from_bytes(header.parameters)
-    return header, parameters, bitstream.read_payload(data, offset)[0]
-
-
-def describe(data, limits=bitstream.DEFAULT_LIMITS):
-    """The facts of a PerCo file as plain values, without a model."""
-    header, parameters, payload = read_file(data, limits)
-    return {
-        "codec": "PerCo",
-        "width": header.width,
-        "height": header.height,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height),
-        "model": header.fingerprint.hex(),
-        "preset": parameters.preset,
-        "stride": parameters.stride,
-        "index_bits": parameters.bits,
-        "indices": "under a law" if parameters.modelled else "as they are",
-        "caption": CAPTIONS[parameters.caption],
-        "seed": parameters.seed,
-        "payload": len(payload),
-        "complete": True,  # a file that was cut short cannot be read
-    }
-
-
-# ------------------------------------------------------------------------------------------------------------- the pipeline
 
 
 class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
@@ -218,7 +158,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         guidance_scale: float = 3.0,
         output_type: str = "pil",
         allow_other_model: bool = False,
-        limits: bitstream.Limits = bitstream.DEFAULT_LIMITS,
+        limits: Limits = DEFAULT_LIMITS,
         batch_size: int = 8,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
@@ -301,19 +241,19 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def file(self, header: Header, grid: np.ndarray, caption: str, seed: int) -> bytes:
         """The smallest file of a grid [a, b] and a caption."""
-        vocabulary, codebook = captions.vocabulary_of(self.tokenizer), self.hyper_encoder.law()
-        way, encode_caption = captions.choose(caption, self.tokenizer, vocabulary)
+        vocabulary, codebook = vocabulary_of(self.tokenizer), self.hyper_encoder.law()
+        way, encode_caption = choose_caption(caption, self.tokenizer, vocabulary)
         files = []
         for modelled in (True, False):
             parameters = Parameters(
                 self.hyper_encoder.config.stride, bits_of(codebook.size), modelled, way, vocabulary.identity & 0xFF, seed
             )
             whole = Header(header.codec, header.width, header.height, header.fingerprint, parameters.to_bytes())
-            files.append(bitstream.pack(whole, pack_payload(grid, codebook, modelled, encode_caption)))
+            files.append(container.pack(whole, pack_payload(grid, codebook, modelled, encode_caption)))
         return min(files, key=len)
 
     def read_payload(
-        self, payload: bytes, parameters: Parameters, latent_shape: tuple[int, int, int], limits: bitstream.Limits
+        self, payload: bytes, parameters: Parameters, latent_shape: tuple[int, int, int], limits: Limits
     ) -> tuple[Tensor, str]:
         """(grid [a, b], caption) of a file. WrongModel if this model has another grid, or the caption needs another tokenizer."""
         config, codebook = self.hyper_encoder.config, self.hyper_encoder.law()
@@ -322,7 +262,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
                 f"the file's grid has stride {parameters.stride} and indices of {parameters.bits} bits, this model's has "
                 f"{config.stride} and {bits_of(codebook.size)}; load the model that it was made with (preset {parameters.preset})"
             )
-        vocabulary = captions.vocabulary_of(self.tokenizer)
+        vocabulary = vocabulary_of(self.tokenizer)
         if parameters.caption == WORDS and parameters.vocabulary != vocabulary.identity & 0xFF:
             raise WrongModel("the file's caption was coded with another tokenizer; load the model that the file was made with")
         shape = self.hyper_encoder.grid_shape(*latent_shape[1:])
@@ -331,7 +271,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             parameters,
             shape,
             codebook,
-            lambda decoder: captions.decode(parameters.caption, decoder, vocabulary, limits),
+            lambda decoder: decode_caption(parameters.caption, decoder, vocabulary, limits),
         )
         return torch.from_numpy(grid), caption
 
@@ -347,21 +287,21 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         """x_0 [B, C, h, w] from grids [B, a, b], captions and seeds, in so many network calls."""
         noise, device = self.noise_schedule(), self._execution_device
         count, last = shape[0] * shape[1] * shape[2], noise.alpha.numel() - 1
-        x_t = torch.stack([common_randomness.normals(count, common_randomness.START, seed).reshape(shape) for seed in seeds])
+        x_t = torch.stack([randomness.normals(count, randomness.START, seed).reshape(shape) for seed in seeds])
         z_hat = self.hyper_encoder.decode(grids.to(device), *shape[1:]).float()
-        walks = [diffusion.solve(x, last, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)]
+        walks = [solvers.solve(x, last, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)]
         return torch.cat(
-            self.with_network(lambda network: diffusion.run(walks, network), list(texts), guidance_scale, beside=z_hat)
+            self.with_network(lambda network: solvers.run(walks, network), list(texts), guidance_scale, beside=z_hat)
         )
 
     @property
-    def family(self) -> families.StableDiffusion:
+    def family(self) -> StableDiffusion:
         """Stable Diffusion's, but that the UNet sees more channels."""
-        return families.StableDiffusion(self)
+        return StableDiffusion(self)
 
     def fingerprint(self) -> bytes:
         """Four bytes that tell this model from others, its codebook's law and its tokenizer's vocabulary included."""
-        config = {"law": self.hyper_encoder.law().identity(), "vocabulary": captions.vocabulary_of(self.tokenizer).identity}
+        config = {"law": self.hyper_encoder.law().identity(), "vocabulary": vocabulary_of(self.tokenizer).identity}
         return super().fingerprint({"hyper_encoder": self.hyper_encoder}, config)
 
 

@@ -7,13 +7,9 @@ between Gaussian Diffusion Models and Universal Quantization for Image Compressi
         = x_t / alpha_t at the matching t  --(probability-flow ODE, few calls)--> x_0 --VAE--> picture
 """
 
-import json
 import math
-import zlib
 from collections.abc import Callable
-from dataclasses import replace
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -31,11 +27,29 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from diffusers_compress import bitstream, context_model, diffusion, hyperprior, images, logistic, schedule
-from diffusers_compress.bitstream import RELIC, Corrupt, Header, WrongModel
-from diffusers_compress.entropy import Decoder, Encoder
-from diffusers_compress.hyperprior import HyperPrior, ParameterNetwork
-from diffusers_compress.latent_codec import (
+from diffusers_compress import images
+from diffusers_compress.codecs.relic.format import (
+    MAX_PROMPT_BYTES,
+    MODEL_NUMBERS,
+    ROUNDINGS,
+    SCALES_PER_OCTAVE,
+    SHIFT_PARTS,
+    Parameters,
+    read_file,
+    step_number,
+    step_width,
+)
+from diffusers_compress.codecs.relic.quantizer import Quantizer, level_at, powers, worth_coding
+from diffusers_compress.codecs.relic.rate import File
+from diffusers_compress.codecs.relic.symbols import EntropyModel
+from diffusers_compress.coding.logistic import UNIT
+from diffusers_compress.diffusion import schedule, solvers
+from diffusers_compress.errors import Corrupt, WrongModel
+from diffusers_compress.format.container import RELIC, Header
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
+from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
+from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
+from diffusers_compress.pipeline import (
     FAMILY_COMPONENTS,
     LatentCodecMixin,
     check_output,
@@ -43,229 +57,8 @@ from diffusers_compress.latent_codec import (
     groups_of,
     watched,
 )
-from diffusers_compress.logistic import UNIT
-from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
-from diffusers_compress.quantizer import Quantizer, level_at, powers, worth_coding
-from diffusers_compress.relic_header import (
-    MAX_PROMPT_BYTES,
-    MODEL_NUMBERS,
-    ROUNDINGS,
-    SCALES_PER_OCTAVE,
-    SHIFT_PARTS,
-    STEP_BITS,
-    STEPS_PER_OCTAVE,
-    Parameters,
-    step_number,
-    step_width,
-)
 
-COARSEST = 2**STEP_BITS - 1
-FILLED, AIM = 0.994, 0.997  # of the permitted size: where the search for the step width ends, and what it looks for
-FORECASTS, SEARCHES = 3, 12
 AFFINE_SHARE = 32  # a file must be so many times as large as its scales and shifts, 12 bits a channel, to have them
-CONTEXT = 0.8  # share of the bits that is left when the neighbours are known, about
-
-# -------------------------------------------------------------------------------------------------------------- a file's symbols
-
-
-def walk_through(model, transmit):
-    """The coding loop, the same for both ends: `model` is a generator as in `context_model`, transmit(channel, positions, mean,
-    index) -> v of these positions."""
-    try:
-        request = next(model)
-        while True:
-            request = model.send(transmit(*request))
-    except StopIteration:
-        pass
-
-
-class Sender:
-    """Collects the symbols of v [C, h w] with their laws."""
-
-    def __init__(self, v, dither):
-        self.v, self.dither, self.symbols = v, dither, []
-
-    def side_information(self, z, index):
-        z = z.reshape(len(index), -1)
-        self.symbols += [(k, np.zeros_like(k), np.full_like(k, i)) for k, i in zip(z, index)]
-
-    def transmit(self, channel, positions, mean, index):
-        v = self.v[channel][positions]
-        self.symbols.append(((v + self.dither[channel][positions]) // UNIT, mean, index))
-        return v
-
-    def bits(self):
-        return float(sum(logistic.code_length(*symbols).sum() for symbols in self.symbols))
-
-    def steps_to(self, bits):
-        """By how many steps (of STEPS_PER_OCTAVE) the step width should grow for the symbols to take about so many bits."""
-        count = np.bincount(np.concatenate([index for _, _, index in self.symbols] or [np.zeros(1, dtype=int)]))
-        steps = np.arange(-4, 4, 1 / 64)  # octaves
-        index = np.arange(len(count)) - logistic.PER_OCTAVE * steps[:, None]
-        expected = (count * logistic.entropy(index)).sum(1)
-        share = max(bits, 1) / max(self.bits(), 1)
-        return round(STEPS_PER_OCTAVE * float(np.interp(-share * expected[len(steps) // 2], -expected, steps)))
-
-    def payload(self):
-        encoder = Encoder()
-        for symbols in self.symbols:
-            logistic.encode(encoder, *symbols)
-        return encoder.getvalue()
-
-
-class Receiver:
-    """Reads v [C, h w], and what the laws expect it to stand for."""
-
-    def __init__(self, payload, dither):
-        self.decoder, self.dither = Decoder(payload), dither
-        self.v, self.expected = np.zeros_like(dither), np.zeros(dither.shape)
-
-    def side_information(self, shape, index):
-        zeros = np.zeros(math.prod(shape[1:]), dtype=np.int64)
-        return np.stack([logistic.decode(self.decoder, zeros, zeros + i) for i in index]).reshape(shape)
-
-    def transmit(self, channel, positions, mean, index):
-        k = logistic.decode(self.decoder, mean, index)
-        dither = self.dither[channel][positions]
-        self.v[channel][positions] = UNIT * k - dither
-        self.expected[channel][positions] = logistic.expectation(k, mean, index) - dither
-        return self.v[channel][positions]
-
-
-class EntropyModel:
-    """The law of the symbols: of a trained `HyperPrior`, or adaptive."""
-
-    def __init__(self, statistics, trained=None):
-        self.number = MODEL_NUMBERS["hyperprior" if trained else "adaptive"]
-        self.trained = trained.portable() if trained else None
-        digest = zlib.crc32(json.dumps(statistics["std"]).encode())
-        self.tables = (zlib.crc32(self.trained.integer_bytes(), digest) if trained else digest) & 0xFFFF
-
-    def send(self, quantizer, v):
-        """The `Sender` that has met all symbols."""
-        sender = Sender(v, quantizer.dither)
-        if quantizer.coded.any():
-            z = None
-            if self.trained:
-                z = self.trained.side_information(v, quantizer.units, *quantizer.shape[1:])
-                sender.side_information(z, self.trained.z_indices().long().tolist())
-            walk_through(self.laws(quantizer, z), sender.transmit)
-        return sender
-
-    def receive(self, quantizer, payload):
-        """The `Receiver` that has read all symbols. Corrupt if they cannot be."""
-        receiver = Receiver(payload, quantizer.dither)
-        if quantizer.coded.any():
-            z = None
-            if self.trained:
-                index = self.trained.z_indices().long().tolist()
-                z = receiver.side_information(self.trained.z_shape(*quantizer.shape[1:]), index)
-            walk_through(self.laws(quantizer, z), receiver.transmit)
-        return receiver
-
-    def laws(self, quantizer, z):
-        where = (*quantizer.shape[1:], quantizer.units, quantizer.dither)
-        if self.trained:
-            return hyperprior.learned(self.trained, z, *where, quantizer.dithered)
-        return context_model.adaptive(*where)
-
-
-# ------------------------------------------------------------------------------------------------------------ a file as a whole
-
-
-def read_file(data, limits=bitstream.DEFAULT_LIMITS):
-    """Parse a Relic file up to its symbols: (header, parameters, payload)."""
-    header, offset = bitstream.read_header(data, limits)
-    bitstream.check_codec(header, RELIC)
-    parameters = Parameters.from_bytes(header.parameters, limits)
-    return header, parameters, bitstream.read_payload(data, offset)[0]
-
-
-def describe(data, limits=bitstream.DEFAULT_LIMITS):
-    """The facts of a Relic file as plain values, without a model."""
-    header, parameters, payload = read_file(data, limits)
-    return {
-        "codec": "Relic",
-        "width": header.width,
-        "height": header.height,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height),
-        "model": header.fingerprint.hex(),
-        "prompt": parameters.prompt,
-        "entropy_model": next(name for name, number in MODEL_NUMBERS.items() if number == parameters.model),
-        "rounding": ROUNDINGS[parameters.dithered],
-        "step": step_width(parameters.step),
-        "timestep": parameters.timestep,
-        "payload": len(payload),
-        "complete": True,  # a file that was cut short cannot be read
-    }
-
-
-class File:
-    """A picture's file at one step width after another, until its size is as wanted."""
-
-    def __init__(self, x_0, header, plan, model, statistics):
-        """plan(step number, coded channels or None) -> (parameters, quantizer)."""
-        self.x_0, self.header, self.plan, self.model, self.statistics = x_0, header, plan, model, statistics
-        self.tried = {}
-
-    def at(self, step, coded=None):
-        """(size in bytes, parameters, sender) with step width number `step`; the size may be two bytes off."""
-        key = step, tuple(coded or ())
-        if key not in self.tried:
-            parameters, quantizer = self.plan(step, coded)
-            sender = self.model.send(quantizer, quantizer.values(self.x_0))
-            size = bitstream.overhead(replace(self.header, parameters=parameters.to_bytes())) + math.ceil(sender.bits() / 8)
-            self.tried[key] = size, parameters, sender
-        return self.tried[key]
-
-    def data(self, step, coded=None):
-        _, parameters, sender = self.at(step, coded)
-        return bitstream.pack(replace(self.header, parameters=parameters.to_bytes()), sender.payload())
-
-    def within(self, max_bytes):
-        """The largest file up to this size. ValueError if even the smallest exceeds it."""
-        # The size jumps where a channel comes in, so the channels stay fixed while the step width is sought.
-        step, coded = self.guess(max_bytes)
-        for channels in coded, [False] * len(coded):
-            step = self.finest(max_bytes, step, channels)
-            while len(data := self.data(step, channels)) > max_bytes and step < COARSEST:
-                step += 1
-            if len(data) <= max_bytes:
-                return data
-        raise ValueError(
-            f"a {self.header.width}x{self.header.height} picture may take {int(max_bytes)} bytes here; the smallest file has {len(data)}"
-        )
-
-    def finest(self, max_bytes, step, coded):
-        """About the smallest step whose file is not larger; the search starts at `step`."""
-        low, high = -1, COARSEST  # below it too large; small enough
-        for tries in range(SEARCHES):
-            size, _, sender = self.at(step, coded)
-            if size > max_bytes:
-                low = step
-            else:
-                high = step
-            if high - low <= 1 or FILLED * max_bytes <= size <= max_bytes:
-                break
-            forecast = sender.steps_to(sender.bits() + 8 * (AIM * max_bytes - 1 - size))
-            step += forecast << max(0, tries - 1)  # further each time, lest it creep
-            if tries >= FORECASTS and low >= 0 and high < COARSEST:
-                step = (low + high) // 2
-            step = max(low + 1, min(high - 1, step))
-        return high
-
-    def guess(self, max_bytes):
-        """Number of a step width that should give such a size, and the channels worth coding with it."""
-        power = powers(self.x_0, self.statistics)
-        for step in range(0, COARSEST + 1, 15):
-            worth, bits = worth_coding(power, step_width(step))
-            if self.x_0[0].numel() * float(bits.mean(1)[worth].sum()) * CONTEXT / 8 + 30 <= max_bytes:
-                break
-        return step, worth.tolist()
-
-
-# ------------------------------------------------------------------------------------------------------------- the pipeline
 
 
 class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
@@ -384,7 +177,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         guidance_scale: float = 1.0,
         output_type: str = "pil",
         allow_other_model: bool = False,
-        limits: bitstream.Limits = bitstream.DEFAULT_LIMITS,
+        limits: Limits = DEFAULT_LIMITS,
         batch_size: int = 8,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
@@ -426,7 +219,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                 walks = []
                 for i, y in zip(group, y_hat.split(1)):
                     t = files[i][1].timestep
-                    walks.append(diffusion.solve(noise.level(t)[0] * y, t, num_inference_steps, noise, self.scheduler))
+                    walks.append(solvers.solve(noise.level(t)[0] * y, t, num_inference_steps, noise, self.scheduler))
                 x_0 = torch.cat(self.run(walks, [files[i][1].prompt for i in group], guidance_scale))
                 # Eq. 17 of the survey, in pixels
                 x = x + realism * self.decode_latent(x_0).clamp(-1, 1)

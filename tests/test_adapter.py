@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from diffusers_compress import adapter
+from diffusers_compress.models import adapter
 
 
 @pytest.fixture

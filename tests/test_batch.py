@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,14 @@ from accelerate import PartialState
 from PIL import Image
 
 import diffusers_compress
-from diffusers_compress import batch, bitstream, cli
+from diffusers_compress import batch, cli
+from diffusers_compress.batch import walk, work
+from diffusers_compress.batch.manifest import MANIFEST, SETTINGS
+from diffusers_compress.cli import terminal
+from diffusers_compress.cli.batch import SOME_FAILED, named_value
+from diffusers_compress.cli.loading import PIPELINES
+from diffusers_compress.cli.terminal import progress_of
+from diffusers_compress.format import container
 
 
 class ToyPipeline:
@@ -41,12 +49,12 @@ class ToyPipeline:
         files = []
         for picture in pictures:
             payload = hashlib.sha256(picture.tobytes() + company).digest()
-            files.append(bitstream.pack(bitstream.Header(bitstream.DIFFC, *picture.size, bytes(4), b""), payload))
+            files.append(container.pack(container.Header(container.DIFFC, *picture.size, bytes(4), b""), payload))
         return SimpleNamespace(bitstreams=files, notes=[["toy"]] * len(files))
 
     def decompress(self, files, batch_size):
         self.calls.append(len(files))
-        headers = [bitstream.read_header(data)[0] for data in files]
+        headers = [container.read_header(data)[0] for data in files]
         return SimpleNamespace(images=[Image.new("RGB", (header.width, header.height)) for header in headers])
 
 
@@ -86,7 +94,7 @@ def make_shard(path, files):
 
 def tree(folder):
     """Name -> bytes of all files but those that tell of the run."""
-    own = {batch.MANIFEST, batch.SETTINGS}
+    own = {MANIFEST, SETTINGS}
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.name not in own
     }
@@ -98,7 +106,7 @@ def members(path):
 
 
 def manifest(folder):
-    return {row["source"]: row for row in map(json.loads, (Path(folder) / batch.MANIFEST).read_text().splitlines())}
+    return {row["source"]: row for row in map(json.loads, (Path(folder) / MANIFEST).read_text().splitlines())}
 
 
 # --------------------------------------------------------------------------------------------------------------- the files
@@ -181,13 +189,13 @@ def test_absolute_paths_in_a_list_keep_their_folders(tmp_path):
 
 
 def test_names_that_differ_in_the_suffix_alone():
-    assert batch.targets(["a/x.jpg", "a/x.png", "b/x.png"], ".dfc") == {
+    assert walk.targets(["a/x.jpg", "a/x.png", "b/x.png"], ".dfc") == {
         "a/x.jpg": "a/x.jpg.dfc",
         "a/x.png": "a/x.png.dfc",
         "b/x.png": "b/x.dfc",
     }
     with pytest.raises(ValueError, match="x.jpg.dfc"):
-        batch.targets(["x.jpg", "x.png", "x.jpg.gif"], ".dfc")
+        walk.targets(["x.jpg", "x.png", "x.jpg.gif"], ".dfc")
 
 
 # ---------------------------------------------------------------------------------------------------- reading ahead of coding
@@ -195,8 +203,8 @@ def test_names_that_differ_in_the_suffix_alone():
 
 def test_ahead_keeps_order_and_never_runs_far_ahead():
     started, taken = [], 0
-    with batch.ThreadPoolExecutor(8) as pool:
-        for result in batch.ahead(pool, lambda i: started.append(i) or i, range(50), 5):
+    with ThreadPoolExecutor(8) as pool:
+        for result in work.ahead(pool, lambda i: started.append(i) or i, range(50), 5):
             assert result == taken
             taken += 1
             assert len(started) <= taken + 5
@@ -206,7 +214,7 @@ def test_ahead_keeps_order_and_never_runs_far_ahead():
 def test_reading_and_writing_go_on_while_the_network_works(tmp_path, monkeypatch):
     """Each call of the network waits for a picture of the batch behind it to be read, and for a file of the one before."""
     read, written = [threading.Event() for _ in range(6)], [threading.Event() for _ in range(6)]
-    load_picture, write_file = batch.load_picture, batch.write_file
+    load_picture, write_file = batch.codec.load_picture, work.write_file
 
     def load(data):
         picture = load_picture(data)
@@ -225,8 +233,8 @@ def test_reading_and_writing_go_on_while_the_network_works(tmp_path, monkeypatch
             assert i == 0 or written[i - 1].wait(60)
             return super().compress(pictures, batch_size)
 
-    monkeypatch.setattr(batch, "load_picture", load)
-    monkeypatch.setattr(batch, "write_file", write)
+    monkeypatch.setattr(batch.codec, "load_picture", load)
+    monkeypatch.setattr(work, "write_file", write)
     (tmp_path / "in").mkdir()
     for i in range(12):
         (tmp_path / "in" / f"{i:02}.png").write_bytes(picture_file(i, (16 * (i // 2 + 1), 16)))
@@ -275,7 +283,7 @@ def test_a_picture_that_the_codec_refuses_does_not_take_its_batch_along(tmp_path
 
 
 def test_a_run_in_which_everything_fails_gives_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "GIVE_UP", 6)
+    monkeypatch.setattr(work, "GIVE_UP", 6)
     folder = tmp_path / "in"
     folder.mkdir()
     for i in range(40):
@@ -478,7 +486,7 @@ def test_the_command_is_the_pipelines_compress_and_decompress(photos, tiny_sd_fo
     assert run(photos, tmp_path / "coded", "--max-bytes", 120, *model) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path / 'coded'}: 3 of 3 pictures, ") and err == ""
-    pipe = getattr(diffusers_compress, cli.PIPELINES[codec]).from_pretrained(tiny_sd_folder)
+    pipe = getattr(diffusers_compress, PIPELINES[codec]).from_pretrained(tiny_sd_folder)
     expected = pipe.compress([Image.open(photos / f"{i}.png") for i in range(3)], max_bytes=120).bitstreams
     assert tree(tmp_path / "coded") == {f"{i}.dfc": data for i, data in enumerate(expected)}
 
@@ -490,7 +498,7 @@ def test_the_command_is_the_pipelines_compress_and_decompress(photos, tiny_sd_fo
 
 def test_the_exit_status_tells_of_partial_failure(photos, tiny_sd_folder, tmp_path, capsys):
     (tmp_path / "list").write_text(f"{photos}/0.png\n{photos}/none.png\n")
-    assert run(tmp_path / "list", tmp_path / "out", "--max-bytes", 120, "--model", tiny_sd_folder) == cli.SOME_FAILED
+    assert run(tmp_path / "list", tmp_path / "out", "--max-bytes", 120, "--model", tiny_sd_folder) == SOME_FAILED
     out, err = capsys.readouterr()
     assert "1 of 2 pictures" in out
     assert "none.png: FileNotFoundError" in err
@@ -507,7 +515,7 @@ def test_the_command_refuses_before_it_works(photos, tmp_path, capsys):
 
 
 def test_an_option_is_a_number_where_it_reads_as_one():
-    assert list(map(cli.named_value, ["a=5", "b=0.5", "c=True", "d=flow", "e=x=y", "f="])) == [
+    assert list(map(named_value, ["a=5", "b=0.5", "c=True", "d=flow", "e=x=y", "f="])) == [
         ("a", 5),
         ("b", 0.5),
         ("c", True),
@@ -519,8 +527,8 @@ def test_an_option_is_a_number_where_it_reads_as_one():
 
 def test_progress_without_a_terminal_is_a_line_a_minute(capsys, monkeypatch):
     clock = iter(range(0, 10_000, 25))
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     work = [(1, [i]) for i in range(8)]
-    assert list(cli.progress_of(work, 8, "coding")) == work
+    assert list(progress_of(work, 8, "coding")) == work
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(line.startswith("coding: ") and line.endswith("s left") for line in lines)

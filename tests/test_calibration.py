@@ -5,8 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_compress import DiffCPipeline, calibration, reference
-from diffusers_compress.schedule import from_pure_noise
+from diffusers_compress import DiffCPipeline, calibration
+from diffusers_compress.codecs.diffc import reference
+from diffusers_compress.coding import dct
+from diffusers_compress.diffusion.schedule import from_pure_noise
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def with_known_error(pipe, monkeypatch, error):
     noise = from_pure_noise(pipe.noise_schedule())
 
     def predict(self, x_t, timesteps, embeds):
-        x_0_hat = torch.stack([-reference.inverse(error(x_t.shape[1:], t)) for t in timesteps])
+        x_0_hat = torch.stack([-dct.inverse(error(x_t.shape[1:], t)) for t in timesteps])
         alpha, sigma = (level[timesteps].float().view(-1, 1, 1, 1) for level in (noise.alpha, noise.sigma))
         # v = alpha eps - sigma x_0_hat, where x_t = alpha x_0_hat + sigma eps
         return (alpha * x_t - x_0_hat) / sigma
@@ -48,7 +50,7 @@ def test_levels_and_bands(pipe, pictures):
 
 def test_at_pure_noise_the_error_is_the_latent_itself(pipe, monkeypatch):
     """Nothing is known there, whatever a network that was never trained there says."""
-    x_0 = reference.inverse(2.0 ** (reference.bands(64, 64) / 4).float()).expand(1, 4, -1, -1)
+    x_0 = dct.inverse(2.0 ** (reference.bands(64, 64) / 4).float()).expand(1, 4, -1, -1)
     monkeypatch.setattr(DiffCPipeline, "encode_picture", lambda self, x: x_0)
     measured = calibration.calibrate_error(pipe, [Image.new("RGB", (512, 512))])
     present = reference.bands(64, 64).unique()

@@ -12,9 +12,12 @@ from hypothesis import given
 from PIL import Image
 
 from diffusers_compress import LimitExceeded, captions, embedded_model
-from diffusers_compress.bitstream import BitstreamError, Limits
-from diffusers_compress.entropy import Decoder, Encoder
-from diffusers_compress.perco_header import BYTES, NO_CAPTION, WORDS
+from diffusers_compress.codecs.perco.format import BYTES, NO_CAPTION, WORDS
+from diffusers_compress.codecs.perco.payload import choose_caption, decode_caption
+from diffusers_compress.coding.range_coder import Decoder, Encoder
+from diffusers_compress.coding.text import ALPHABET, vocabulary_of
+from diffusers_compress.errors import BitstreamError
+from diffusers_compress.format.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 CAPTIONS = (ROOT / "benchmarks" / "captions.txt").read_text(encoding="utf-8").splitlines()
@@ -26,7 +29,7 @@ def clip_tokenizer(folder):
 
     path = Path(find_spec("open_clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
     merges = gzip.open(path, "rt", encoding="utf-8").read().split("\n")[1 : 49152 - 512 - 2 + 257]
-    single = list(captions.ALPHABET)
+    single = list(ALPHABET)
     tokens = single + [token + "</w>" for token in single] + [merge.replace(" ", "") for merge in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
@@ -49,14 +52,14 @@ def letters():
 
 def coded(text, tokenizer):
     """(way, bytes)"""
-    way, encode = captions.choose(text, tokenizer, captions.vocabulary_of(tokenizer))
+    way, encode = choose_caption(text, tokenizer, vocabulary_of(tokenizer))
     encoder = Encoder()
     encode(encoder)
     return way, encoder.getvalue()
 
 
 def decoded(way, data, tokenizer, limits=Limits()):
-    return captions.decode(way, Decoder(data), captions.vocabulary_of(tokenizer), limits)
+    return decode_caption(way, Decoder(data), vocabulary_of(tokenizer), limits)
 
 
 def test_the_vocabulary_is_clips(clip):
@@ -147,8 +150,8 @@ def test_noise_gives_a_short_text_or_an_error(clip, way):
 
 
 def test_vocabularies_are_told_apart(clip, letters):
-    assert captions.vocabulary_of(clip) is captions.vocabulary_of(clip)
-    assert captions.vocabulary_of(clip).identity != captions.vocabulary_of(letters).identity
+    assert vocabulary_of(clip) is vocabulary_of(clip)
+    assert vocabulary_of(clip).identity != vocabulary_of(letters).identity
 
 
 # ----------------------------------------------------------------------------------------------- models that describe pictures

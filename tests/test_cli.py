@@ -17,6 +17,9 @@ import torch
 from PIL import Image
 
 from diffusers_compress import DiffCPipeline, VarianceHead, __version__, calibration, cli, images
+from diffusers_compress.cli import loading
+from diffusers_compress.cli.calibrate import save_calibrated
+from diffusers_compress.cli.demo import DEMO_BPP, demo_photo
 
 SETTINGS = ["--device", "cpu", "--dtype", "float32"]
 
@@ -196,11 +199,11 @@ def test_a_full_disk_behind_stdout(coded):
 def test_a_process_that_is_told_to_end_removes_what_it_began(picture, tmp_path):
     program = (
         "import os, signal, sys, types\n"
-        "from diffusers_compress import cli\n"
+        "from diffusers_compress.cli import loading, main\n"
         "out = types.SimpleNamespace(bitstreams=[b'data'], bpp=[1.0], notes=[[]])\n"
-        "cli.load = lambda *_: types.SimpleNamespace(compress=lambda *_, **__: out)\n"
+        "loading.load = lambda *_: types.SimpleNamespace(compress=lambda *_, **__: out)\n"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "sys.exit(cli.main())"
+        "sys.exit(main())"
     )
     command = [sys.executable, "-c", program, "encode", str(picture), str(tmp_path / "o.dfc"), "--bpp", "1"]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -224,9 +227,9 @@ def test_demo_measures_on_what_it_wrote(run, photo, picture, tiny_sd_folder, tmp
 def test_demo_takes_matplotlibs_photo_at_its_own_rate(run, tiny_sd_folder, tmp_path):
     status, _, err = run("demo", "--folder", tmp_path, "--preview", "--model", tiny_sd_folder, *SETTINGS)
     assert (status, err) == (0, [])
-    width, height = images.open_image(cli.demo_photo()).size
+    width, height = images.open_image(demo_photo()).size
     assert Image.open(tmp_path / "grace_hopper.decoded.png").size == (width, height)
-    assert 8 * (tmp_path / "grace_hopper.dfc").stat().st_size / (width * height) <= cli.DEMO_BPP
+    assert 8 * (tmp_path / "grace_hopper.dfc").stat().st_size / (width * height) <= DEMO_BPP
 
 
 def test_calibrate_copies_the_model_with_what_it_found(run, photo, tiny_sd_folder, tmp_path):
@@ -254,7 +257,7 @@ def test_calibrate_keeps_what_other_codecs_added(photo, tiny_sd_folder, tmp_path
     pipe.register_modules(variance_head=VarianceHead(4, 8))
     pipe.register_to_config(calibration={"latent": {"mean": [1.0]}, "error": None})
     pipe.save_pretrained(tmp_path / "model")
-    cli.save_calibrated(str(tmp_path / "model"), tmp_path / "new", {"error": {"ratio": [0.5]}})
+    save_calibrated(str(tmp_path / "model"), tmp_path / "new", {"error": {"ratio": [0.5]}})
     saved = DiffCPipeline.from_pretrained(tmp_path / "new")
     assert saved.config.calibration == {"latent": {"mean": [1.0]}, "error": {"ratio": [0.5]}}
     assert saved.variance_head is not None
@@ -319,7 +322,7 @@ def test_unreadable_picture(run, tmp_path):
 
 
 def test_existing_output_stays_and_is_noticed_before_the_model_loads(run, picture, coded, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "load", None)
+    monkeypatch.setattr(loading, "load", None)
     for name in ("o.dfc", "o.png", "photo.side_by_side.png"):
         (tmp_path / name).write_text("precious")
     assert_fails(run("encode", picture, tmp_path / "o.dfc", "--bpp", 1), "--force")

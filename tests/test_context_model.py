@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from diffusers_compress import logistic
-from diffusers_compress.context_model import NEIGHBOURS, adaptive, batches, order, solve, surroundings, units_of
-from diffusers_compress.logistic import UNIT
+from diffusers_compress.coding import logistic
+from diffusers_compress.coding.context_model import NEIGHBOURS, adaptive, batches, order, solve, surroundings, units_of
+from diffusers_compress.coding.logistic import UNIT
 
 SIZES = [(1, 1), (1, 9), (5, 3), (8, 8), (13, 22), (64, 96)]
 

@@ -4,9 +4,10 @@ import diffusers
 import pytest
 import torch
 
-from diffusers_compress import diffusion
-from diffusers_compress.diffusion import DDIM_SOLVERS, NATIVE_SOLVERS, REFUSED, ddim, kl_bits, posterior, predict_x0
-from diffusers_compress.schedule import from_scheduler
+from diffusers_compress.diffusion import solvers
+from diffusers_compress.diffusion.equations import ddim, kl_bits, posterior, predict_x0
+from diffusers_compress.diffusion.schedule import from_scheduler
+from diffusers_compress.diffusion.solvers import DDIM_SOLVERS, NATIVE_SOLVERS, REFUSED
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
 CASES = [("epsilon", False), ("v_prediction", False), ("sample", False), ("v_prediction", True)]  # prediction type, zero SNR
@@ -141,8 +142,8 @@ VARIANCE = torch.logspace(-1, 1, 64)  # smooth and unequal, element by element
 
 
 def solve(predict, x_t, *arguments):
-    """One walk of `diffusion.solve`, with predict(x, t) as its network."""
-    [x_0] = diffusion.run([diffusion.solve(x_t[None], *arguments)], lambda x, t, active: predict(x, t[0]))
+    """One walk of `solvers.solve`, with predict(x, t) as its network."""
+    [x_0] = solvers.run([solvers.solve(x_t[None], *arguments)], lambda x, t, active: predict(x, t[0]))
     return x_0[0]
 
 
@@ -317,7 +318,7 @@ def test_walks_of_different_timesteps_share_the_network():
         batches.append(len(active))
         return torch.cat([predict(row[None], t_i) for row, t_i in zip(x_t, t)])
 
-    together = diffusion.run([diffusion.solve(x_i, *start, schedule, scheduler) for x_i, start in zip(x, starts)], network)
+    together = solvers.run([solvers.solve(x_i, *start, schedule, scheduler) for x_i, start in zip(x, starts)], network)
     assert batches == [3, 3, 3, 2, 2, 1, 1, 1]
     for x_i, start, x_0 in zip(x, starts, together):
         torch.testing.assert_close(x_0, solve(predict, x_i[0], *start, schedule, scheduler)[None])
@@ -329,8 +330,8 @@ def test_ancestral_draws_from_the_posterior_of_the_source():
     predict, _ = gaussian_network(schedule)
     t, alpha, sigma = 400, *schedule.level(400)
     x_t = torch.full((1, 4000, 64), 0.7)
-    walk = diffusion.ancestral(x_t, t, 100, schedule, torch.Generator().manual_seed(0))
-    [x_0] = diffusion.run([walk], lambda x, t, active: predict(x, t[0]))
+    walk = solvers.ancestral(x_t, t, 100, schedule, torch.Generator().manual_seed(0))
+    [x_0] = solvers.run([walk], lambda x, t, active: predict(x, t[0]))
     mean = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * 0.7
     variance = VARIANCE * sigma**2 / (alpha**2 * VARIANCE + sigma**2)
     torch.testing.assert_close(x_0.mean((0, 1)), mean, rtol=0, atol=0.05)

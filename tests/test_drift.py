@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 
-from diffusers_compress import drift
+from diffusers_compress.codecs.diffc import drift
 
 
 @pytest.mark.parametrize("n", [4, 1000, 24576])

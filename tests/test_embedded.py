@@ -8,8 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from diffusers_compress import DiffCPipeline, embedded_model, images, schedule
-from diffusers_compress.cli import demo_photo
+from diffusers_compress import DiffCPipeline, embedded_model, images
+from diffusers_compress.cli.demo import demo_photo
+from diffusers_compress.diffusion import schedule
 
 
 @pytest.fixture(scope="module")

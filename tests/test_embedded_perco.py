@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from diffusers_compress.pipelines.perco import describe
 from PIL import Image
 
 from diffusers_compress import PerCoPipeline, embedded_model
+from diffusers_compress.codecs.perco.format import describe
 
 PRESETS = sorted(path.parent.name for path in Path(embedded_model("perco")).glob("*/adapter.json"))
 

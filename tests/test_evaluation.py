@@ -15,7 +15,12 @@ import pytest
 from PIL import Image
 
 from diffusers_compress import cli, evaluation, images, metrics
-from diffusers_compress.evaluation import BASELINES, Codec, evaluate, parse_codec
+from diffusers_compress.evaluation.baselines import BASELINES, largest_that_fits, read
+from diffusers_compress.evaluation.codec import Codec, load_pipeline, parse_codec
+from diffusers_compress.evaluation.run import evaluate
+from diffusers_compress.evaluation.state import digest
+from diffusers_compress.evaluation.task import load_metric, open_original
+from diffusers_compress.metrics import distortion, wasserstein
 
 METRICS = ("psnr", "wasserstein")
 RATES = [0.12, 1.0]
@@ -76,15 +81,15 @@ def test_rows_come_by_codec_rate_and_picture(run, codecs):
 
 def test_figures_are_those_of_the_file_decoded_again(run, folder, tiny_sd_folder):
     out, rows = run
-    pipe = evaluation.load_pipeline("diffc", tiny_sd_folder, "cpu", "float32")
+    pipe = load_pipeline("diffc", tiny_sd_folder, "cpu", "float32")
     for row in rows:
         data = (out / row["file"]).read_bytes()
         options = {"reconstruction": "denoised"} if "denoised" in row["codec"] else {}
-        decoded = evaluation.read(data) if row["codec"] == "jpeg" else pipe.decompress(data, **options).images[0]
+        decoded = read(data) if row["codec"] == "jpeg" else pipe.decompress(data, **options).images[0]
         assert np.array_equal(np.asarray(decoded), np.asarray(Image.open(out / row["decoded"])))
-        x = metrics.samples(evaluation.open_original(folder / row["picture"]))
-        assert row["psnr"] == metrics.psnr(x, metrics.samples(decoded))
-        assert row["wasserstein"] == metrics.wasserstein_distortion(x, metrics.samples(decoded))
+        x = distortion.samples(open_original(folder / row["picture"]))
+        assert row["psnr"] == distortion.psnr(x, distortion.samples(decoded))
+        assert row["wasserstein"] == wasserstein.wasserstein_distortion(x, distortion.samples(decoded))
 
 
 def test_time_is_split_and_calls_are_counted(run):
@@ -129,7 +134,7 @@ def test_a_baseline_comes_as_near_to_the_rate_as_its_knob_allows(name, photo):
     sizes = [len(baseline.encode(image, baseline.knobs[k])) for k in range(0, len(baseline.knobs), 8)]
     assert sizes[0] < sizes[-1] / 4
     limit = (min(sizes) + max(sizes)) // 3
-    data, seconds = evaluation.largest_that_fits(baseline, image, limit)
+    data, seconds = largest_that_fits(baseline, image, limit)
     assert max(size for size in sizes if size <= limit) <= len(data) <= limit
     assert seconds > 0
     assert baseline.decode(data).size == image.size
@@ -137,7 +142,7 @@ def test_a_baseline_comes_as_near_to_the_rate_as_its_knob_allows(name, photo):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_that_cannot_go_so_low_gives_its_smallest_file(name, photo):
-    data, _ = evaluation.largest_that_fits(BASELINES[name], photo, 10)
+    data, _ = largest_that_fits(BASELINES[name], photo, 10)
     assert data == BASELINES[name].encode(photo, BASELINES[name].knobs[0])
     assert len(data) > 10
 
@@ -161,10 +166,10 @@ def test_a_metric_that_cannot_be_had_says_why_and_the_run_goes_on(folder, tmp_pa
     def unreachable():
         raise URLError(OSError("Name or service not known"))
 
-    evaluation.load_metric.cache_clear()
+    load_metric.cache_clear()
     monkeypatch.setitem(metrics.PICTURE_METRICS, "lpips_alex", metrics.Metric("LPIPS", 0, unreachable))
     rows = evaluate(folder, tmp_path, [Codec("jpeg")], [1.0], ("psnr", "ms_ssim", "lpips_alex"))
-    evaluation.load_metric.cache_clear()
+    load_metric.cache_clear()
     for row in rows:
         assert row["psnr"] > 10 and row["ms_ssim"] is None and row["lpips_alex"] is None
         assert "lpips_alex not available: <urlopen error Name or service not known>" in row["note"]
@@ -172,11 +177,11 @@ def test_a_metric_that_cannot_be_had_says_why_and_the_run_goes_on(folder, tmp_pa
 
 
 def test_the_caption_beside_a_picture_reaches_the_metric(folder, tmp_path, monkeypatch):
-    evaluation.load_metric.cache_clear()
+    load_metric.cache_clear()
     length = metrics.Metric("length", 0, lambda: lambda x, x_hat, caption: len(caption))
     monkeypatch.setitem(metrics.PICTURE_METRICS, "clip_text", length)
     rows = evaluate(folder, tmp_path, [Codec("jpeg")], [1.0], ("clip_text",))
-    evaluation.load_metric.cache_clear()
+    load_metric.cache_clear()
     assert [row["clip_text"] for row in rows] == [len("a small house"), 0, 0]
 
 
@@ -202,7 +207,7 @@ if __name__ == "__main__":
     evaluate(Path({str(folder)!r}), Path({str(tmp_path)!r}), {codecs!r}, {RATES!r}, {METRICS!r}, jobs=2)
 """
     (tmp_path / "run.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(Path(evaluation.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(evaluation.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, str(tmp_path / "run.py")], env=environment, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "rows.jsonl"
     while not (log.exists() and log.read_text().count("\n") >= 3):
@@ -225,7 +230,7 @@ if __name__ == "__main__":
 
 
 def test_what_is_done_is_not_done_again(run, folder, codecs, monkeypatch):
-    monkeypatch.setattr(evaluation, "run_task", None)
+    monkeypatch.setattr(evaluation.run, "run_task", None)
     assert evaluate(folder, run[0], codecs, RATES, METRICS) == run[1]
 
 
@@ -242,20 +247,20 @@ def test_a_file_that_changed_and_a_new_metric_are_measured_again(folder, tmp_pat
 
 def test_rows_of_other_software_are_made_anew(folder, tmp_path, monkeypatch):
     (first,) = evaluate(folder, tmp_path, [Codec("jpeg")], [1.0], ("psnr",), every=3)
-    monkeypatch.setattr(evaluation, "software", lambda: {"Pillow": "1.0"})
-    evaluation.digest.cache_clear()
+    monkeypatch.setattr(evaluation.state, "software", lambda: {"Pillow": "1.0"})
+    digest.cache_clear()
     (second,) = evaluate(folder, tmp_path, [Codec("jpeg")], [1.0], ("psnr",), every=3)
-    evaluation.digest.cache_clear()
+    digest.cache_clear()
     assert first["state"] != second["state"] and first["encode_seconds"] != second["encode_seconds"]
     assert first["psnr"] == second["psnr"]
 
 
 def test_another_model_device_or_dtype_is_another_state(tmp_path):
     (tmp_path / "weights").write_bytes(b"1")
-    states = [evaluation.digest("diffc", str(tmp_path), "cpu", dtype) for dtype in ("float32", "bfloat16")]
+    states = [digest("diffc", str(tmp_path), "cpu", dtype) for dtype in ("float32", "bfloat16")]
     (tmp_path / "weights").write_bytes(b"22")
-    evaluation.digest.cache_clear()
-    states.append(evaluation.digest("diffc", str(tmp_path), "cpu", "float32"))
+    digest.cache_clear()
+    states.append(digest("diffc", str(tmp_path), "cpu", "float32"))
     assert len(set(states)) == 3
 
 
@@ -317,6 +322,6 @@ def test_the_command_tells_wrong_options_in_a_line(folder, tmp_path, capsys):
 
 def test_pictures_are_the_pipelines_own_reading(photo, tmp_path):
     photo.convert("RGBA").save(tmp_path / "alpha.png")
-    opened = evaluation.open_original(tmp_path / "alpha.png")
+    opened = open_original(tmp_path / "alpha.png")
     assert opened.mode == "RGB" and np.array_equal(np.asarray(opened), np.asarray(photo))
     assert np.array_equal(images.to_tensor(opened)[0], images.to_tensor(images.open_image(tmp_path / "alpha.png"))[0])

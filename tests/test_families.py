@@ -7,11 +7,13 @@ import tiny_models
 import torch
 from PIL import Image
 
-from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, calibration, diffusion, images
-from diffusers_compress.channels import CHANNELS
-from diffusers_compress.families import family_of
-from diffusers_compress.pipelines import diffc
-from diffusers_compress.schedule import FLOW, from_pure_noise
+from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, calibration, images
+from diffusers_compress.codecs.diffc import format as diffc_format
+from diffusers_compress.codecs.diffc import loop
+from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.diffusion import equations
+from diffusers_compress.diffusion.families import family_of
+from diffusers_compress.diffusion.schedule import FLOW, from_pure_noise
 
 CODECS = {"diffc": DiffCPipeline, "relic": RelicPipeline}
 
@@ -64,8 +66,8 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
     with torch.no_grad():
         x_0 = pipe.encode_picture(images.to_tensor(picture)[0][None])
         assert x_0.shape[1:] == pipe.latent_shape(32, 48)
-        _, parameters, messages, _ = diffc.read_file(pipe.compress(picture, quality=0.8).bitstreams[0])
-        receiver = diffc.Receiver(noise, parameters, messages)
+        _, parameters, messages, _ = diffc_format.read_file(pipe.compress(picture, quality=0.8).bitstreams[0])
+        receiver = loop.Receiver(noise, parameters, messages)
         [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
         alpha, sigma = noise.level(t)
         assert float((x_t / alpha - x_0).square().mean()) / (sigma / alpha) ** 2 == pytest.approx(1, rel=0.5)
@@ -78,8 +80,8 @@ def own_steps(pipe, x, timesteps, prompt):
     """DDIM steps along these timesteps of our levels, and x_0_hat at the last."""
     noise, told = pipe.noise_schedule(), pipe.encode_prompt([prompt])
     for t, s in zip(timesteps, [*timesteps[1:], None]):
-        x_0_hat = diffusion.predict_x0(pipe.predict(x, [t], told), x, *noise.level(t), noise.prediction_type)
-        x = x_0_hat if s is None else diffusion.ddim(x, x_0_hat, *noise.level(t), *noise.level(s))
+        x_0_hat = equations.predict_x0(pipe.predict(x, [t], told), x, *noise.level(t), noise.prediction_type)
+        x = x_0_hat if s is None else equations.ddim(x, x_0_hat, *noise.level(t), *noise.level(s))
     return x
 
 
@@ -131,8 +133,8 @@ def test_steps_of_the_familys_own_scheduler(pipe):
     torch.testing.assert_close(x_t, theirs, rtol=1e-4, atol=1e-4)
 
     output = pipe.predict(x_t, [t], pipe.encode_prompt([""]))
-    x_0_hat = diffusion.predict_x0(output, x_t, alpha, sigma, noise.prediction_type)
-    x_s = diffusion.ddim(x_t, x_0_hat, alpha, sigma, *noise.level(s))
+    x_0_hat = equations.predict_x0(output, x_t, alpha, sigma, noise.prediction_type)
+    x_s = equations.ddim(x_t, x_0_hat, alpha, sigma, *noise.level(s))
     torch.testing.assert_close(x_s, scheduler.step(output, time, x_t, return_dict=False)[0], rtol=1e-4, atol=1e-4)
 
 

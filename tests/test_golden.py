@@ -10,7 +10,7 @@ import pytest
 from golden import make
 from PIL import Image
 
-from diffusers_compress import bitstream
+from diffusers_compress.format import container
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))
@@ -19,7 +19,7 @@ pipeline = functools.cache(make.pipeline)
 
 
 def test_the_files_are_those_of_this_version_of_the_format():
-    assert GOLDEN["version"] == bitstream.VERSION
+    assert GOLDEN["version"] == container.VERSION
     assert (
         CASES.keys()
         == make.CASES.keys()

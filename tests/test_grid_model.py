@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from diffusers_compress import grid_model
-from diffusers_compress.entropy import Decoder, Encoder
+from diffusers_compress.coding import grid_model
+from diffusers_compress.coding.range_coder import Decoder, Encoder
 
 
 def codebook(size, seed=0):

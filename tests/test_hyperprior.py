@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_compress import HyperPrior, ParameterNetwork, embedded_model, logistic
-from diffusers_compress.hyperprior import LIMIT, ONE, IntegerLinear, code_length, learned, level_of
-from diffusers_compress.logistic import UNIT
+from diffusers_compress import HyperPrior, ParameterNetwork, embedded_model
+from diffusers_compress.coding import logistic
+from diffusers_compress.coding.logistic import UNIT
+from diffusers_compress.models.hyperprior import LIMIT, ONE, IntegerLinear, code_length, learned, level_of
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import zlib
 import numpy as np
 import pytest
 
-from diffusers_compress import logistic
-from diffusers_compress.bitstream import Corrupt
-from diffusers_compress.entropy import Decoder, Encoder
-from diffusers_compress.logistic import REACH, TOTAL, UNIT
+from diffusers_compress.coding import logistic
+from diffusers_compress.coding.logistic import REACH, TOTAL, UNIT
+from diffusers_compress.coding.range_coder import Decoder, Encoder
+from diffusers_compress.errors import Corrupt
 
 
 def source(seed, n=4000):

@@ -16,6 +16,7 @@ from torchmetrics.functional.image import (
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 
 from diffusers_compress import metrics
+from diffusers_compress.metrics import distortion, learned, realism, wasserstein
 
 
 def from_pil(image):
@@ -54,10 +55,10 @@ def blurred(x):
 
 def test_psnr_is_that_of_scikit_image_and_torchmetrics(pair):
     x, x_hat = pair
-    found = metrics.psnr(x, x_hat)
+    found = distortion.psnr(x, x_hat)
     assert found == pytest.approx(peak_signal_noise_ratio(x.numpy(), x_hat.numpy(), data_range=1), abs=1e-3)
     assert found == pytest.approx(torchmetrics_psnr(x_hat, x, data_range=1.0).item(), abs=1e-3)
-    assert metrics.psnr(x, x) == math.inf
+    assert distortion.psnr(x, x) == math.inf
 
 
 def test_ms_ssim_is_that_of_scikit_image(pair):
@@ -71,20 +72,20 @@ def test_ms_ssim_is_that_of_scikit_image(pair):
             a, b = (y.reshape(y.shape[0] // 2, 2, y.shape[1] // 2, 2).mean(axis=(1, 3)) for y in (a, b))
         channels.append(product)
     assert 0.3 < np.mean(channels) < 0.95
-    assert metrics.ms_ssim(*pair) == pytest.approx(np.mean(channels), abs=1e-3)
+    assert distortion.ms_ssim(*pair) == pytest.approx(np.mean(channels), abs=1e-3)
 
 
 def test_ms_ssim_is_that_of_torchmetrics(pair):
     channels = [
         multiscale_structural_similarity_index_measure(b[None, None], a[None, None], data_range=1.0) for a, b in zip(*pair)
     ]
-    assert metrics.ms_ssim(*pair) == pytest.approx(torch.stack(channels).mean().item(), abs=1e-3)
-    assert metrics.ms_ssim(pair[0], pair[0]) == pytest.approx(1, abs=1e-6)
+    assert distortion.ms_ssim(*pair) == pytest.approx(torch.stack(channels).mean().item(), abs=1e-3)
+    assert distortion.ms_ssim(pair[0], pair[0]) == pytest.approx(1, abs=1e-6)
 
 
 def test_ms_ssim_of_a_small_picture_is_refused():
     with pytest.raises(ValueError, match="200x160"):
-        metrics.ms_ssim(torch.zeros(3, 160, 200), torch.zeros(3, 160, 200))
+        distortion.ms_ssim(torch.zeros(3, 160, 200), torch.zeros(3, 160, 200))
 
 
 # ----------------------------------------------------------------------------------------------------- Wasserstein distortion
@@ -92,18 +93,18 @@ def test_ms_ssim_of_a_small_picture_is_refused():
 
 @pytest.mark.parametrize("log2_sigma", [0, 1.5, 4, 6])
 def test_wasserstein_distortion_of_identical_pictures_is_zero(pair, log2_sigma):
-    assert metrics.wasserstein_distortion(pair[0], pair[0], log2_sigma) == 0
-    assert metrics.wasserstein_distortion(*pair, log2_sigma) > 0
+    assert wasserstein.wasserstein_distortion(pair[0], pair[0], log2_sigma) == 0
+    assert wasserstein.wasserstein_distortion(*pair, log2_sigma) > 0
 
 
 def test_wasserstein_distortion_without_pooling_is_the_squared_error(pair):
     squared_error = 255**2 * (pair[0] - pair[1]).square().mean().item()
-    assert metrics.wasserstein_distortion(*pair, log2_sigma=0) == pytest.approx(squared_error, rel=1e-4)
+    assert wasserstein.wasserstein_distortion(*pair, log2_sigma=0) == pytest.approx(squared_error, rel=1e-4)
 
 
 def test_framelets_are_a_tight_frame():
     x = torch.randn(3, 48, 72, generator=torch.Generator().manual_seed(0))
-    energy = sum(y.square().mean(dim=(1, 2)).sum() for y in metrics.framelets(x))
+    energy = sum(y.square().mean(dim=(1, 2)).sum() for y in wasserstein.framelets(x))
     assert energy.item() == pytest.approx(x.square().mean(dim=(1, 2)).sum().item(), rel=1e-5)
 
 
@@ -111,12 +112,12 @@ def test_wasserstein_distortion_is_the_equation_on_constant_and_striped_features
     """Means 0.2 and 0.5, deviations 0 and 0.1 everywhere away from the border: (0.3^2 + 0.1^2) 255^2."""
     flat = torch.full((1, 64, 64), 0.2)
     striped = 0.5 + 0.1 * (-1) ** torch.arange(64.0).expand(1, 64, 64)
-    found = metrics.wasserstein_distortion(flat, striped, log2_sigma=1, features=lambda x: [x])
+    found = wasserstein.wasserstein_distortion(flat, striped, log2_sigma=1, features=lambda x: [x])
     assert found == pytest.approx(255**2 * (0.3**2 + 0.1**2), rel=0.02)
 
 
 def test_wasserstein_distortion_is_linear_between_two_levels(pair):
-    low, middle, high = (metrics.wasserstein_distortion(*pair, s, features=lambda x: [x]) for s in (2, 2.25, 3))
+    low, middle, high = (wasserstein.wasserstein_distortion(*pair, s, features=lambda x: [x]) for s in (2, 2.25, 3))
     assert middle == pytest.approx(0.75 * low + 0.25 * high, rel=1e-6)
 
 
@@ -124,8 +125,8 @@ def test_wasserstein_distortion_ranks_a_resampled_texture_above_a_blurred_one_at
     """Qiu et al. 2024: fidelity at small pooling, realism at large pooling."""
     for seed in range(3):
         x, resampled = texture(seed), texture(100 + seed)
-        assert metrics.wasserstein_distortion(x, resampled, 0) > metrics.wasserstein_distortion(x, blurred(x), 0)
-        assert 4 * metrics.wasserstein_distortion(x, resampled, 5) < metrics.wasserstein_distortion(x, blurred(x), 5)
+        assert wasserstein.wasserstein_distortion(x, resampled, 0) > wasserstein.wasserstein_distortion(x, blurred(x), 0)
+        assert 4 * wasserstein.wasserstein_distortion(x, resampled, 5) < wasserstein.wasserstein_distortion(x, blurred(x), 5)
 
 
 def test_vgg_features_feed_the_wasserstein_distortion(pair, monkeypatch):
@@ -135,7 +136,7 @@ def test_vgg_features_feed_the_wasserstein_distortion(pair, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(VGG16_Weights, "get_state_dict", lambda *_, **__: {})
     monkeypatch.setattr(VGG, "load_state_dict", lambda *_, **__: None)
-    features = metrics.vgg16_features()
+    features = wasserstein.vgg16_features()
     assert [tuple(y.shape) for y in features(pair[0])] == [
         (3, 192, 288),
         (64, 192, 288),
@@ -143,8 +144,8 @@ def test_vgg_features_feed_the_wasserstein_distortion(pair, monkeypatch):
         (256, 48, 72),
         (512, 24, 36),
     ]
-    assert metrics.wasserstein_distortion(pair[0], pair[0], features=features) == 0
-    assert metrics.wasserstein_distortion(*pair, features=features) > 0
+    assert wasserstein.wasserstein_distortion(pair[0], pair[0], features=features) == 0
+    assert wasserstein.wasserstein_distortion(*pair, features=features) > 0
 
 
 # ------------------------------------------------------------------------------------------------------------------ realism
@@ -152,12 +153,12 @@ def test_vgg_features_feed_the_wasserstein_distortion(pair, monkeypatch):
 
 def test_sliced_wasserstein_is_zero_for_identical_pictures_and_ranks_resampled_above_blurred():
     x = texture(0)
-    assert metrics.sliced_wasserstein(x, x) == 0
-    assert 3 * metrics.sliced_wasserstein(x, texture(1)) < metrics.sliced_wasserstein(x, blurred(x))
+    assert realism.sliced_wasserstein(x, x) == 0
+    assert 3 * realism.sliced_wasserstein(x, texture(1)) < realism.sliced_wasserstein(x, blurred(x))
 
 
 def test_laplacian_pyramid_sums_to_the_picture(pair):
-    bands = metrics.laplacian_pyramid(pair[0], 3)
+    bands = realism.laplacian_pyramid(pair[0], 3)
     assert [tuple(y.shape[1:]) for y in bands] == [(192, 288), (96, 144), (48, 72)]
     x = bands[-1]
     for band in bands[-2::-1]:
@@ -169,9 +170,9 @@ def test_high_frequency_ratio_is_the_ratio_of_powers():
     column = torch.arange(128.0)
     low, high = torch.cos(2 * math.pi * 0.05 * column), torch.cos(2 * math.pi * 0.4 * column)
     x, x_hat = ((0.5 + 0.2 * low + amplitude * high).expand(3, 96, 128) for amplitude in (0.2, 0.1))
-    assert metrics.high_frequency_ratio(x, x) == 1
-    assert metrics.high_frequency_ratio(x, x_hat) == pytest.approx(0.25, rel=1e-3)
-    assert math.isnan(metrics.high_frequency_ratio(torch.full((3, 64, 64), 0.5), x[:, :64, :64]))
+    assert realism.high_frequency_ratio(x, x) == 1
+    assert realism.high_frequency_ratio(x, x_hat) == pytest.approx(0.25, rel=1e-3)
+    assert math.isnan(realism.high_frequency_ratio(torch.full((3, 64, 64), 0.5), x[:, :64, :64]))
 
 
 # ------------------------------------------------------------------------------------------------- metrics that need weights
@@ -206,7 +207,7 @@ def test_dists_is_that_of_torchmetrics(pair, monkeypatch):
 
 
 def test_clip_score_is_100_cosines(pair, monkeypatch):
-    monkeypatch.setattr(metrics, "CLIP", ("ViT-S-32-alt", None))
+    monkeypatch.setattr(learned, "CLIP", ("ViT-S-32-alt", None))
     torch.manual_seed(0)
     to_image, to_caption = (metrics.PICTURE_METRICS[name].load() for name in ("clip_image", "clip_text"))
     assert to_image(pair[0], pair[0], "") == pytest.approx(100, abs=1e-3)
@@ -218,8 +219,8 @@ def test_clip_score_is_100_cosines(pair, monkeypatch):
 
 def test_mean_iou_by_hand():
     labels, labels_hat = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 2]])
-    assert metrics.mean_iou(labels, labels_hat) == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
-    assert metrics.mean_iou(labels, labels) == 1
+    assert learned.mean_iou(labels, labels_hat) == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
+    assert learned.mean_iou(labels, labels) == 1
 
 
 def test_mean_iou_of_a_segmenter(pair, monkeypatch, tmp_path):
@@ -231,7 +232,7 @@ def test_mean_iou_of_a_segmenter(pair, monkeypatch, tmp_path):
     )
     SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
-    monkeypatch.setattr(metrics, "SEGMENTER", str(tmp_path))
+    monkeypatch.setattr(learned, "SEGMENTER", str(tmp_path))
     function = metrics.PICTURE_METRICS["miou"].load()
     assert function(pair[0], pair[0], "") == 1
     assert 0 <= function(*pair, "") < 1
@@ -239,7 +240,7 @@ def test_mean_iou_of_a_segmenter(pair, monkeypatch, tmp_path):
 
 def test_half_shifted_patches():
     x = torch.arange(512 * 768.0).view(1, 512, 768)
-    patches = metrics.half_shifted_patches(x)
+    patches = learned.half_shifted_patches(x)
     corners = [divmod(int(p[0, 0, 0]), 768) for p in patches]
     assert corners == [(0, 0), (0, 256), (0, 512), (256, 0), (256, 256), (256, 512), (128, 128), (128, 384)]
     assert all(p.shape == (1, 256, 256) for p in patches)
@@ -275,16 +276,16 @@ def test_fid_is_the_frechet_distance_of_the_patches_features():
     torch_fidelity.register_feature_extractor("means", Means)
     originals = [torch.rand(3, 512, 768, generator=torch.Generator().manual_seed(seed)) ** (1 + seed) for seed in range(3)]
     decoded = [0.8 * x for x in originals]
-    found = metrics.load_fidelity("means")(originals, decoded)
+    found = learned.load_fidelity("means")(originals, decoded)
 
-    sets = [[metrics.half_shifted_patches(x) for x in pictures] for pictures in (originals, decoded)]
+    sets = [[learned.half_shifted_patches(x) for x in pictures] for pictures in (originals, decoded)]
     a, b = (features((255 * torch.stack(sum(patches, []))).round()).double().numpy() for patches in sets)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     frechet = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
     assert found["patches"] == 24
     assert found["fid"] == pytest.approx(frechet, rel=1e-3)
     with pytest.raises(ValueError, match="0 patches"):
-        metrics.load_fidelity("means")([originals[0][:, :100]], [decoded[0][:, :100]])
+        learned.load_fidelity("means")([originals[0][:, :100]], [decoded[0][:, :100]])
 
 
 def test_reason_is_one_short_line():

@@ -9,7 +9,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers_compress.pipelines.perco import describe, read_file
 from PIL import Image
 
 from diffusers_compress import (
@@ -19,14 +18,16 @@ from diffusers_compress import (
     PerCoPipeline,
     RelicPipeline,
     WrongModel,
-    adapter,
-    bitstream,
     cli,
     evaluation,
     hub,
     images,
 )
-from diffusers_compress.perco_header import BYTES, WORDS
+from diffusers_compress.codecs.perco.format import BYTES, WORDS, describe, read_file
+from diffusers_compress.errors import BitstreamError
+from diffusers_compress.format import container
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
+from diffusers_compress.models import adapter
 
 ROOT = Path(__file__).parents[1]
 CAPTION = "a house, on a hill!"
@@ -63,7 +64,7 @@ def decoded(pipe, data, **options):
     return pipe.decompress(data, output_type="np", **{"num_inference_steps": 3, **options}).images[0]
 
 
-def read(pipe, data, limits=bitstream.DEFAULT_LIMITS):
+def read(pipe, data, limits=DEFAULT_LIMITS):
     """(grid, caption) of a file."""
     header, parameters, payload = read_file(data)
     return pipe.read_payload(payload, parameters, pipe.latent_shape(header.height, header.width), limits)
@@ -123,7 +124,7 @@ def test_lists_go_together_and_come_back_alone(pipe, photo, coded):
 def test_a_file_of_the_lowest_preset_has_at_most_115_bytes(tiny_sd_folder):
     """For 768x512 pixels: 12 x 8 cells of 8 bits, and 19 bytes around them, whatever the indices are."""
     pipe = make(tiny_sd_folder, 8, 256)
-    header = bitstream.Header(bitstream.PERCO, 768, 512, pipe.fingerprint(), b"")
+    header = container.Header(container.PERCO, 768, 512, pipe.fingerprint(), b"")
     for seed in range(5):
         grid = np.random.default_rng(seed).integers(0, 256, (8, 12))
         data = pipe.file(header, grid, "", 0)
@@ -185,7 +186,7 @@ def test_the_picture_follows_the_grid(pipe, photo):
     data = pipe.compress(photo).bitstreams[0]
     header, parameters, payload = read_file(data)
     grid = (read(pipe, data)[0].numpy() + 31) % 64
-    other = pipe.file(bitstream.Header(bitstream.PERCO, *photo.size, header.fingerprint, b""), grid, "", 0)
+    other = pipe.file(container.Header(container.PERCO, *photo.size, header.fingerprint, b""), grid, "", 0)
     assert np.abs(decoded(pipe, data) - decoded(pipe, other)).max() > 0.02
 
 
@@ -225,7 +226,7 @@ def test_any_flipped_bit_is_found(pipe, coded):
     for bit in range(8 * len(coded)):
         broken = bytearray(coded)
         broken[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(bitstream.BitstreamError):
+        with pytest.raises(BitstreamError):
             pipe.decompress(bytes(broken), num_inference_steps=1)
 
 
@@ -244,8 +245,8 @@ def test_payloads_that_no_encoder_writes(pipe, photo, coded):
             parameters.caption, parameters.modelled = way, bool(rng.integers(2))
             noise = rng.bytes(int(rng.integers(200)))
             try:
-                grid, caption = pipe.read_payload(noise, parameters, shape, bitstream.DEFAULT_LIMITS)
-            except bitstream.BitstreamError:
+                grid, caption = pipe.read_payload(noise, parameters, shape, DEFAULT_LIMITS)
+            except BitstreamError:
                 continue
             assert grid.shape == (8, 12) and 0 <= grid.min() and grid.max() < 64 and len(caption.encode()) <= 4096
 
@@ -253,7 +254,7 @@ def test_payloads_that_no_encoder_writes(pipe, photo, coded):
 def test_a_caption_may_be_no_longer_than_the_limit(pipe, photo):
     data = pipe.compress(photo, prompt="a" * 200).bitstreams[0]
     with pytest.raises(LimitExceeded, match="Limits.prompt_bytes"):
-        pipe.decompress(data, limits=bitstream.Limits(prompt_bytes=100))
+        pipe.decompress(data, limits=Limits(prompt_bytes=100))
 
 
 def test_other_models_are_refused(pipe, tiny_sd_folder, photo, coded):

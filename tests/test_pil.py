@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, WrongModel, bitstream, pil
+from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, WrongModel, pil
+from diffusers_compress.format import container
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_pillows_size_limits_hold(registered, photo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.width * photo.height // 2 - 1)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(data))
-    large = bitstream.pack(bitstream.Header(bitstream.DIFFC, 60_000, 60_000, bytes(4), b""), b"")
+    large = container.pack(container.Header(container.DIFFC, 60_000, 60_000, bytes(4), b""), b"")
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(large))
 

@@ -9,25 +9,19 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers_compress.pipelines.diffc import describe, next_timestep, timesteps_of
 from PIL import Image
 
-from diffusers_compress import (
-    Corrupt,
-    DiffCPipeline,
-    LimitExceeded,
-    VarianceHead,
-    WrongModel,
-    bitstream,
-    calibration,
-    drift,
-    images,
-    reference,
-)
-from diffusers_compress.channels import CHANNELS
-from diffusers_compress.diffc_header import CHANNEL_NUMBERS, STRIDE_UNIT, Parameters
-from diffusers_compress.pipelines import diffc
-from diffusers_compress.schedule import from_pure_noise, from_scheduler
+from diffusers_compress import Corrupt, DiffCPipeline, LimitExceeded, VarianceHead, WrongModel, calibration, images
+from diffusers_compress.codecs.diffc import drift, loop, reference
+from diffusers_compress.codecs.diffc import format as diffc_format
+from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS, STRIDE_UNIT, Parameters, describe
+from diffusers_compress.codecs.diffc.loop import next_timestep, timesteps_of
+from diffusers_compress.codecs.diffc.rate import MIN_BUDGET, overhead
+from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.diffusion.schedule import from_pure_noise, from_scheduler
+from diffusers_compress.errors import BitstreamError
+from diffusers_compress.format import container
+from diffusers_compress.format.limits import Limits
 
 RATES = [{"target_bpp": 0.25}, {"max_bytes": 200}, {"quality": 0.7}]
 
@@ -119,8 +113,8 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
     errors = []
     for quality in (0.7, 0.85, 0.95):
         data = pipe.compress(photo, quality=quality).bitstreams[0]
-        _, parameters, messages, _ = diffc.read_file(data)
-        receiver = diffc.Receiver(noise, parameters, messages)
+        _, parameters, messages, _ = diffc_format.read_file(data)
+        receiver = loop.Receiver(noise, parameters, messages)
         with torch.no_grad():
             [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
         assert t == timesteps_of(noise, parameters)[-1]
@@ -135,10 +129,10 @@ def test_more_room_than_a_picture_needs(pipe, photo, size, max_bytes):
     noise, picture = from_pure_noise(from_scheduler(pipe.scheduler)), photo.resize(size)
     data = pipe.compress(picture, max_bytes=max_bytes, num_inference_steps=4).bitstreams[0]
     assert len(data) < max_bytes / 2
-    _, parameters, messages, _ = diffc.read_file(data)
+    _, parameters, messages, _ = diffc_format.read_file(data)
     with torch.no_grad():
         x_0 = pipe.encode_picture(images.to_tensor(picture)[0][None])
-        receiver = diffc.Receiver(noise, parameters, messages)
+        receiver = loop.Receiver(noise, parameters, messages)
         [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
     assert t == 0
     alpha, sigma = noise.level(0)
@@ -176,14 +170,14 @@ def test_tiny_files_have_fewer_steps(pipe, photo, calls):
     data = pipe.compress(photo, max_bytes=50, num_inference_steps=12).bitstreams[0]
     assert describe(data)["steps"] <= len(calls) + 1 < 12
     # of at least MIN_BUDGET bits each
-    assert min(describe(data)["budgets"][:-1]) >= diffc.MIN_BUDGET
+    assert min(describe(data)["budgets"][:-1]) >= MIN_BUDGET
 
 
 def test_quality_is_the_timestep_where_the_stream_ends(informed, photo):
     noise = from_pure_noise(from_scheduler(informed.scheduler))
     sizes = []
     for quality in (0.3, 0.6, 0.9):
-        _, parameters, _, _ = diffc.read_file(informed.compress(photo, quality=quality).bitstreams[0])
+        _, parameters, _, _ = diffc_format.read_file(informed.compress(photo, quality=quality).bitstreams[0])
         wanted, end = round((1 - quality) * 999), timesteps_of(noise, parameters)[-1]
         # within what the last stride's four digits can say
         assert 0 <= noise.ratio[wanted] - noise.ratio[end] <= parameters.strides[-1] / 8 / STRIDE_UNIT
@@ -194,9 +188,9 @@ def test_quality_is_the_timestep_where_the_stream_ends(informed, photo):
 @pytest.mark.parametrize("length", [0, 100, 123, 124, 125, 126, 4096])
 def test_overhead_counts_a_long_prompt(length):
     """From 128 bytes of parameters on their length takes two bytes."""
-    header, parameters = bitstream.Header(bitstream.DIFFC, 768, 512, bytes(4), b""), Parameters(1, 0, prompt="a" * length)
-    data = diffc.Sender(None, None, header, parameters, 0, 1, float("inf")).file()
-    assert diffc.overhead(header, parameters) == len(data)
+    header, parameters = container.Header(container.DIFFC, 768, 512, bytes(4), b""), Parameters(1, 0, prompt="a" * length)
+    data = loop.Sender(None, None, header, parameters, 0, 1, float("inf")).file()
+    assert overhead(header, parameters) == len(data)
     assert describe(data)["prompt"] == "a" * length
 
 
@@ -288,7 +282,7 @@ def test_guidance_moves_the_picture_only_with_a_prompt(pipe, photo, coded):
 @pytest.mark.parametrize("channel", CHANNEL_NUMBERS)
 def test_every_prefix_decodes_to_its_whole_steps(pipe, photo, channel):
     data = pipe.compress(photo, max_bytes=100, channel=channel).bitstreams[0]
-    _, offset = bitstream.read_header(data)
+    _, offset = container.read_header(data)
     present = []
     for length in range(offset, len(data) + 1):
         facts = describe(data[:length])
@@ -330,8 +324,8 @@ def test_a_second_process_decodes_the_same_picture(pipe, coded, tmp_path):
 
 def test_the_smallest_file_has_twenty_bytes(pipe):
     """768x512 has two-byte sides, like any picture from 128 to 16383 pixels."""
-    header = bitstream.Header(bitstream.DIFFC, 768, 512, bytes(4), b"")
-    assert diffc.overhead(header, Parameters(1, 0)) == 20
+    header = container.Header(container.DIFFC, 768, 512, bytes(4), b"")
+    assert overhead(header, Parameters(1, 0)) == 20
 
 
 def test_the_example_of_the_format_description():
@@ -373,10 +367,10 @@ def test_damage_is_told(pipe, coded):
     for position in range(len(coded)):
         damaged = bytearray(coded)
         damaged[position] ^= 4
-        with pytest.raises(bitstream.BitstreamError):
+        with pytest.raises(BitstreamError):
             pipe.decompress(bytes(damaged))
     with pytest.raises(LimitExceeded, match="96x64"):
-        pipe.decompress(coded, limits=bitstream.Limits(pixels=1000))
+        pipe.decompress(coded, limits=Limits(pixels=1000))
 
 
 # ------------------------------------------------------------------------------------------------------------------ arguments
@@ -487,7 +481,7 @@ def test_a_receiver_tells_how_far_its_latent_drifted(pipe, monkeypatch):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8))
     options = {"reconstruction": "denoised", "output_type": "np"}
     small, data = (pipe.compress(picture, max_bytes=size, num_inference_steps=3).bitstreams[0] for size in (1999, 2000))
-    assert diffc.read_file(small)[1].check is None and diffc.read_file(data)[1].check is not None
+    assert diffc_format.read_file(small)[1].check is None and diffc_format.read_file(data)[1].check is not None
     assert pipe.decompress([small, data, data[:1000]], **options).drift == [None, pytest.approx(0, abs=0.06), None]
 
     predict, generator = DiffCPipeline.predict, torch.Generator().manual_seed(0)
@@ -499,10 +493,10 @@ def test_a_receiver_tells_how_far_its_latent_drifted(pipe, monkeypatch):
 
 def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):
     """Where steps are given back, the check would be that of another x_t."""
-    sender = diffc.Sender(
+    sender = loop.Sender(
         from_pure_noise(from_scheduler(pipe.scheduler)),
         None,
-        bitstream.Header(bitstream.DIFFC, 64, 64, bytes(4), b""),
+        container.Header(container.DIFFC, 64, 64, bytes(4), b""),
         Parameters(2, 20, 20, [128, 128], check=0),
         0,
         2,
@@ -510,9 +504,9 @@ def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):
     )
     sender.messages = [np.array([700, 3]), np.array([700, 4])]
     sender.end_at(torch.randn(1, 4, 8, 8))
-    assert diffc.read_file(sender.file())[1].check is not None
+    assert diffc_format.read_file(sender.file())[1].check is not None
     sender.max_bytes = len(sender.file()) - 1
-    _, parameters, messages, _ = diffc.read_file(sender.file())
+    _, parameters, messages, _ = diffc_format.read_file(sender.file())
     assert len(messages) == 1 and parameters.check is None
 
 
@@ -520,10 +514,10 @@ def test_no_symbol_depends_on_a_networks_float(informed, photo, monkeypatch):
     """A network whose every output is off by 1e-3: the file still parses and decodes, to nearly the same picture."""
     for channel in CHANNEL_NUMBERS:
         data = informed.compress(photo, max_bytes=150, channel=channel).bitstreams[0]
-        seen, transmit = [], diffc.Receiver.transmit
+        seen, transmit = [], loop.Receiver.transmit
         keep = lambda *args: seen.append((args[1], args[3], args[4])) or transmit(*args)  # noqa: E731
         with monkeypatch.context() as patch:
-            patch.setattr(diffc.Receiver, "transmit", staticmethod(keep))
+            patch.setattr(loop.Receiver, "transmit", staticmethod(keep))
             exact = latent(informed, data, reconstruction="denoised")
             predict, head = DiffCPipeline.predict, VarianceHead.forward
             patch.setattr(DiffCPipeline, "predict", lambda self, *args: predict(self, *args) + 1e-3)

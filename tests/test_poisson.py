@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_compress.channels import poisson
+from diffusers_compress.coding import index_payload
+from diffusers_compress.coding.channels import poisson
 
 
 def random_shift(n, kl, seed=0):
@@ -30,7 +31,10 @@ def decode(messages, n, budget, step):
 
 def random_messages(budgets, seed=0):
     rng = random.Random(seed)
-    counts = [[2 ** poisson._octaves(bits) - 1 if budget else 1 for bits in poisson._chunk_bits(budget)] for budget in budgets]
+    counts = [
+        [2 ** index_payload.octave_count(bits) - 1 if budget else 1 for bits in index_payload.bits_of_chunks(budget)]
+        for budget in budgets
+    ]
     return [np.array([rng.randrange(count) for count in step]) for step in counts]
 
 
@@ -63,7 +67,7 @@ def test_compressing_twice_gives_the_same_message():
 
 @pytest.mark.parametrize("budget, bits", [(0, [0]), (1, [1]), (14, [14]), (15, [7, 8]), (43, [10, 11, 11, 11])])
 def test_chunks_share_the_budget_evenly(budget, bits):
-    assert list(poisson._chunk_bits(budget)) == bits
+    assert list(index_payload.bits_of_chunks(budget)) == bits
 
 
 def test_sample_is_that_of_the_format():
@@ -77,8 +81,8 @@ def test_shift_and_rate_are_the_published_ones():
     sent = [encode(shift, kl, step) for step, shift in enumerate(shifts)]
     arrived = torch.tensor([((y * shift).sum() / shift.square().sum()).item() for (_, y), shift in zip(sent, shifts)])
     assert 0.80 < arrived.mean() < 0.92  # too few candidates: not 1
-    payload = poisson.pack([messages[0] for messages, _ in sent], [kl] * trials)
-    assert abs(8 * len(payload) / trials - poisson.cost(kl)) < 0.1 * kl
+    payload = index_payload.pack([messages[0] for messages, _ in sent], [kl] * trials)
+    assert abs(8 * len(payload) / trials - index_payload.cost(kl)) < 0.1 * kl
 
 
 def test_other_directions_are_standard_normal():
@@ -97,17 +101,17 @@ BUDGETS = [20, 0, 14, 100, 3]
 
 def test_messages_come_back():
     messages = random_messages(BUDGETS)
-    payload = poisson.pack(messages, BUDGETS)
-    assert poisson.payload_bytes(BUDGETS, payload) == poisson.payload_bytes(BUDGETS, payload[:3]) == len(payload)
-    unpacked = poisson.unpack(payload, BUDGETS)
+    payload = index_payload.pack(messages, BUDGETS)
+    assert index_payload.payload_bytes(BUDGETS, payload) == index_payload.payload_bytes(BUDGETS, payload[:3]) == len(payload)
+    unpacked = index_payload.unpack(payload, BUDGETS)
     assert all(np.array_equal(a, b) for a, b in zip(unpacked, messages, strict=True))
 
 
 def test_a_cut_payload_gives_true_whole_steps():
     for seed in range(20):
         messages = random_messages(BUDGETS, seed)
-        payload = poisson.pack(messages, BUDGETS)
-        held = [poisson.unpack(payload[:length], BUDGETS) for length in range(len(payload) + 1)]
+        payload = index_payload.pack(messages, BUDGETS)
+        held = [index_payload.unpack(payload[:length], BUDGETS) for length in range(len(payload) + 1)]
         for steps in held:
             assert all(np.array_equal(a, b) for a, b in zip(steps, messages))
         assert [len(steps) for steps in held] == sorted(len(steps) for steps in held)
@@ -118,13 +122,13 @@ def test_garbage_and_absurd_budgets_give_fewer_steps():
     rng = random.Random(0)
     for _ in range(100):
         budgets = [14, 1, 10**18, 30]
-        held = poisson.unpack(rng.randbytes(rng.randint(0, 40)), budgets)
+        held = index_payload.unpack(rng.randbytes(rng.randint(0, 40)), budgets)
         assert len(held) <= 2
 
 
 @pytest.mark.parametrize("bits", range(1, 15))
 def test_octave_frequencies_follow_the_zipf_law(bits):
-    frequencies = poisson._octave_frequencies(bits)
+    frequencies = index_payload.octave_frequencies(bits)
     assert len(frequencies) == bits + 2 and min(frequencies) >= 1
     expected = [65536 * 2 ** (-octave / (bits + 1.5)) for octave in range(bits + 2)]
     assert np.allclose(frequencies, expected, rtol=1e-3)
@@ -132,7 +136,7 @@ def test_octave_frequencies_follow_the_zipf_law(bits):
 
 def test_a_message_of_another_length_is_refused():
     with pytest.raises(ValueError, match="message of 1 chunks: a budget of 20 has 2"):
-        poisson.pack([np.array([1])], [20])
+        index_payload.pack([np.array([1])], [20])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (2,)])

@@ -7,7 +7,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers_compress.pipelines.relic import Quantizer, describe, read_file
 from PIL import Image
 
 from diffusers_compress import (
@@ -18,15 +17,19 @@ from diffusers_compress import (
     RelicPipeline,
     UnsupportedVersion,
     WrongModel,
-    bitstream,
     calibration,
     cli,
     embedded_model,
     images,
 )
-from diffusers_compress.pipelines import relic
-from diffusers_compress.relic_header import Parameters, step_number, step_width
-from diffusers_compress.schedule import from_scheduler
+from diffusers_compress.cli.demo import demo_photo
+from diffusers_compress.codecs.relic.format import Parameters, describe, read_file, step_number, step_width
+from diffusers_compress.codecs.relic.quantizer import Quantizer
+from diffusers_compress.coding import logistic
+from diffusers_compress.diffusion.schedule import from_scheduler
+from diffusers_compress.errors import BitstreamError
+from diffusers_compress.format import container
+from diffusers_compress.format.limits import Limits
 
 RATES = [{"target_bpp": 2.0}, {"max_bytes": 700}, {"quality": 0.9}]
 
@@ -310,7 +313,7 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def portrait():
-    return images.open_image(cli.demo_photo()).convert("RGB").crop((100, 20, 356, 276))
+    return images.open_image(demo_photo()).convert("RGB").crop((100, 20, 356, 276))
 
 
 def test_context_and_training_save_bytes(embedded, portrait):
@@ -321,7 +324,7 @@ def test_context_and_training_save_bytes(embedded, portrait):
     v = embedded.entropy_model().receive(quantizer, payload).v
     adaptive = embedded.entropy_model("adaptive").send(quantizer, v).bits()
     static = sum(
-        relic.logistic.code_length((v[c] + quantizer.dither[c])[:, None] // 512, quantizer.dither[c][:, None], np.arange(60))
+        logistic.code_length((v[c] + quantizer.dither[c])[:, None] // 512, quantizer.dither[c][:, None], np.arange(60))
         .sum(0)
         .min()
         for c in np.flatnonzero(parameters.coded)
@@ -359,14 +362,14 @@ def test_damage_and_cuts_are_told(pipe, trained, photo, coded):
         for position in range(0, len(data), 3):
             damaged = bytearray(data)
             damaged[position] ^= 4
-            with pytest.raises(bitstream.BitstreamError):
+            with pytest.raises(BitstreamError):
                 each.decompress(bytes(damaged))
-            with pytest.raises(bitstream.BitstreamError):
+            with pytest.raises(BitstreamError):
                 each.decompress(data[:position])
         with pytest.raises(Corrupt, match="too many|checksum"):
             each.decompress(data + b"\0")
         with pytest.raises(LimitExceeded, match="96x64"):
-            each.decompress(data, limits=bitstream.Limits(pixels=1000))
+            each.decompress(data, limits=Limits(pixels=1000))
 
 
 def test_another_model_or_entropy_model_is_refused(pipe, trained, photo, coded, tiny_sd_folders):
@@ -392,7 +395,7 @@ def test_wrong_contents_behind_right_checksums(pipe, coded):
 
     def decode(codec=2, channels=4, timestep=10, payload=payload, **changes):
         changed = Parameters(**{**vars(parameters), "coded": [True] * channels, "timestep": timestep, **changes})
-        data = bitstream.pack(bitstream.Header(codec, 96, 64, header.fingerprint, changed.to_bytes()), payload)
+        data = container.pack(container.Header(codec, 96, 64, header.fingerprint, changed.to_bytes()), payload)
         return pipe.decompress(data, realism=0)
 
     with pytest.raises(WrongModel, match="made by DiffC.*DiffCPipeline"):

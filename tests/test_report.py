@@ -11,8 +11,9 @@ from PIL import Image
 from scipy.integrate import quad
 from scipy.interpolate import Akima1DInterpolator
 
-from diffusers_compress import report
-from diffusers_compress.evaluation import Codec, evaluate, parse_codec
+from diffusers_compress.evaluation import report
+from diffusers_compress.evaluation.codec import Codec, parse_codec
+from diffusers_compress.evaluation.run import evaluate
 
 # The basic example of the package bjontegaard's README: x265 with two presets.
 ANCHOR = ([9487.76, 4593.60, 2486.44, 1358.24], [40.037, 38.615, 36.845, 34.851])

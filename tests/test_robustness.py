@@ -16,7 +16,7 @@ from golden import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_compress import bitstream
+from diffusers_compress.format import container
 
 TESTS = Path(__file__).parent
 CORPUS = [bytes.fromhex(line) for line in (TESTS / "corpus.hex").read_text().split()]
@@ -36,7 +36,7 @@ def test_every_byte_flipped_and_every_length(name):
     checksum: made larger it reads like that of a file that was cut.)"""
     data = FILES[name]
     whole = robustness.parsed(data) == "read"
-    _, start = bitstream.read_header(data)
+    _, start = container.read_header(data)
     length_field = range(start, start + 3) if "poisson" in name else ()
     for i in range(len(data)):
         for bit in (1, 16, 128) if i < 40 else (1 << i % 8,):
@@ -57,7 +57,7 @@ def test_damaged_files_are_read_or_refused(rng):
 @settings(max_examples=300)
 @given(st.sampled_from(CODECS), st.integers(1, 64), st.integers(1, 64), st.binary(max_size=60), st.binary(max_size=60))
 def test_arbitrary_parameters_and_payload_behind_right_checksums(codec, width, height, parameters, payload):
-    number = next(number for number, name in bitstream.CODECS.items() if name.lower() == codec)
+    number = next(number for number, name in container.CODECS.items() if name.lower() == codec)
     data = robustness.seal(number, width, height, bytes(4), parameters, payload)
     assert not robustness.outcome(robustness.parsed, data).startswith(BAD)
 
@@ -81,7 +81,7 @@ def test_the_corpus_of_the_fuzzer():
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_corpus_decodes_or_is_refused(codec):
-    number = next(number for number, name in bitstream.CODECS.items() if name.lower() == codec)
+    number = next(number for number, name in container.CODECS.items() if name.lower() == codec)
     for data in [data for data in CORPUS if data[2:3] == bytes([number])][::4]:
         assert not robustness.outcome(decoder(codec), data).startswith(BAD)
 

@@ -2,7 +2,7 @@ import diffusers
 import pytest
 import torch
 
-from diffusers_compress.schedule import flow_matching, from_pure_noise, from_scheduler, timestep_at
+from diffusers_compress.diffusion.schedule import flow_matching, from_pure_noise, from_scheduler, timestep_at
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
 VARIANCE_PRESERVING = [

@@ -130,7 +130,7 @@ def test_a_model_that_would_be_too_large_is_refused(examples, pictures, tmp_path
 
 def test_what_is_added_leaves_the_rest_of_a_folder_alone(examples, tiny_sd_folder, tmp_path):
     from diffusers_compress import VarianceHead
-    from diffusers_compress.hyperprior import HyperPrior
+    from diffusers_compress.models.hyperprior import HyperPrior
 
     examples[0].add_parts(tiny_sd_folder, tmp_path / "a", {"error": None}, variance_head=VarianceHead(4))
     examples[0].add_parts(tmp_path / "a", tmp_path / "b", {"latent": {"mean": [0.0] * 4}}, hyperprior=HyperPrior(4))

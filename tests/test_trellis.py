@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_compress import reference
-from diffusers_compress.channels import CHANNELS, trellis
+from diffusers_compress.codecs.diffc import reference
+from diffusers_compress.coding.channels import CHANNELS, trellis
 
 TRELLIS, TRELLIS32 = CHANNELS[1], CHANNELS[3]
 BOTH = pytest.mark.parametrize("channel", [TRELLIS, TRELLIS32], ids=["trellis", "trellis32"])

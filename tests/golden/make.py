@@ -22,20 +22,19 @@ from PIL import Image
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from diffusers_compress import (  # noqa: E402
-    DiffCPipeline,
-    HyperEncoder,
-    HyperPrior,
-    PerCoPipeline,
-    RelicPipeline,
-    adapter,
-    bitstream,
-    captions,
-    common_randomness,
-    embedded_model,
-)
-from diffusers_compress.pipelines import diffc, perco, relic  # noqa: E402
-from diffusers_compress.schedule import from_pure_noise  # noqa: E402
+from diffusers_compress import DiffCPipeline, HyperEncoder, HyperPrior, PerCoPipeline, RelicPipeline, embedded_model  # noqa: E402
+from diffusers_compress.codecs.diffc import format as diffc_format  # noqa: E402
+from diffusers_compress.codecs.diffc import loop
+from diffusers_compress.codecs.perco import format as perco_format  # noqa: E402
+from diffusers_compress.codecs.relic import format as relic_format  # noqa: E402
+from diffusers_compress.codecs.relic.quantizer import Quantizer  # noqa: E402
+from diffusers_compress.coding import randomness  # noqa: E402
+from diffusers_compress.coding.text import ALPHABET  # noqa: E402
+from diffusers_compress.diffusion.schedule import from_pure_noise  # noqa: E402
+from diffusers_compress.format import container  # noqa: E402
+from diffusers_compress.format.limits import DEFAULT_LIMITS  # noqa: E402
+from diffusers_compress.models import adapter  # noqa: E402
+from diffusers_compress.pipelines import diffc  # noqa: E402
 
 PIPELINES = {"diffc": DiffCPipeline, "perco": PerCoPipeline, "relic": RelicPipeline}
 WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
@@ -73,7 +72,7 @@ CASES = {
 def filled(module, number):
     """The module with weights from the generator: normal, with the variance 1 / fan-in; norms near 1, biases near 0."""
     for k, (name, parameter) in enumerate(sorted(module.named_parameters())):
-        numbers = common_randomness.normals(parameter.numel(), WEIGHTS, 1000 * number + k).view_as(parameter)
+        numbers = randomness.normals(parameter.numel(), WEIGHTS, 1000 * number + k).view_as(parameter)
         if parameter.ndim > 1:
             weights = numbers / math.sqrt(parameter[0].numel())
         else:
@@ -148,7 +147,7 @@ def pipeline(codec, model):
     if model == "embedded":
         pipe = PIPELINES[codec].from_pretrained(embedded_model(), dtype=torch.float32)
     else:
-        words = tokenizer(captions.ALPHABET, MERGES) if codec == "perco" else None  # numbered as CLIP's
+        words = tokenizer(ALPHABET, MERGES) if codec == "perco" else None  # numbered as CLIP's
         pipe = PIPELINES[codec](**components(model, words))
         if codec == "diffc":
             pipe.vae.register_to_config(scaling_factor=2.0)  # latents of some variance, so that files have steps
@@ -160,7 +159,7 @@ def pipeline(codec, model):
             pipe.register_modules(hyper_encoder=hyper_encoder())
             adapter.widen(pipe.unet, 8)
             weight = pipe.unet.conv_in.weight
-            weight.data[:, 4:] = common_randomness.normals(weight[:, 4:].numel(), WEIGHTS, 4999).view_as(weight[:, 4:]) / 2
+            weight.data[:, 4:] = randomness.normals(weight[:, 4:].numel(), WEIGHTS, 4999).view_as(weight[:, 4:]) / 2
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -179,24 +178,24 @@ def picture(width, height):
     """Gradients, an edge and some texture."""
     y, x = np.mgrid[0:height, 0:width]
     planes = [90 + x + y, 220 - 2 * y, 120 + 40 * (x > 20)]
-    noise = common_randomness.words(3 * width * height, WEIGHTS).numpy().reshape(height, width, 3) % 16
+    noise = randomness.words(3 * width * height, WEIGHTS).numpy().reshape(height, width, 3) % 16
     return Image.fromarray((np.stack(planes, -1) + noise).clip(0, 255).astype(np.uint8))
 
 
 def symbols(pipe, data):
     """What has to come out of a file exactly, whatever the machine, as plain values."""
     if isinstance(pipe, DiffCPipeline):
-        _, parameters, messages, _ = diffc.read_file(data)
-        timesteps = diffc.timesteps_of(from_pure_noise(pipe.noise_schedule()), parameters)
+        _, parameters, messages, _ = diffc_format.read_file(data)
+        timesteps = loop.timesteps_of(from_pure_noise(pipe.noise_schedule()), parameters)
         return {"timesteps": timesteps, "budgets": parameters.budgets, "messages": [message.tolist() for message in messages]}
     if isinstance(pipe, PerCoPipeline):
-        header, parameters, payload = perco.read_file(data)
+        header, parameters, payload = perco_format.read_file(data)
         shape = pipe.latent_shape(header.height, header.width)
-        grid, caption = pipe.read_payload(payload, parameters, shape, bitstream.DEFAULT_LIMITS)
+        grid, caption = pipe.read_payload(payload, parameters, shape, DEFAULT_LIMITS)
         return {"grid": grid.tolist(), "caption": caption, "seed": parameters.seed}
-    header, parameters, payload = relic.read_file(data)
-    quantizer = relic.Quantizer(parameters, pipe.statistics(), pipe.latent_shape(header.height, header.width))
-    name = next(name for name, number in relic.MODEL_NUMBERS.items() if number == parameters.model)
+    header, parameters, payload = relic_format.read_file(data)
+    quantizer = Quantizer(parameters, pipe.statistics(), pipe.latent_shape(header.height, header.width))
+    name = next(name for name, number in relic_format.MODEL_NUMBERS.items() if number == parameters.model)
     return {"timestep": parameters.timestep, "v": pipe.entropy_model(name).receive(quantizer, payload).v.tolist()}
 
 
@@ -222,13 +221,13 @@ def main():
     )
     again, target = parser.parse_args().again, FOLDER / "golden.json"
     known = json.loads(target.read_text()) if target.exists() else {"version": None, "cases": {}}
-    kept = known["cases"] if known["version"] == bitstream.VERSION and not again else {}
+    kept = known["cases"] if known["version"] == container.VERSION and not again else {}
     if kept.keys() == CASES.keys():
-        sys.exit(f"the files of version {bitstream.VERSION} of the format are there and stay as they are")
+        sys.exit(f"the files of version {container.VERSION} of the format are there and stay as they are")
     pipes = {case[:2]: pipeline(*case[:2]) for name, case in CASES.items() if name not in kept}
     cases = {name: kept.get(name) or make(name, pipes[case[:2]]) for name, case in CASES.items()}
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(case)}" for name, case in cases.items())
-    target.write_text(f'{{"version": {bitstream.VERSION}, "cases": {{\n{rows}\n}}}}\n')
+    target.write_text(f'{{"version": {container.VERSION}, "cases": {{\n{rows}\n}}}}\n')
 
 
 if __name__ == "__main__":

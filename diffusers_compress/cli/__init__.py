@@ -1,0 +1,59 @@
+"""The command `diffusers-compress`: encode, decode, info, demo, batch, eval, calibrate, push. What loads torch is imported inside the
+functions that need it, so that help and usage errors come at once."""
+
+import signal
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from diffusers_compress import __version__
+from diffusers_compress.cli.batch import batch_command
+from diffusers_compress.cli.calibrate import calibrate_command
+from diffusers_compress.cli.decode import decode_command
+from diffusers_compress.cli.demo import demo_command
+from diffusers_compress.cli.encode import encode_command
+from diffusers_compress.cli.eval import eval_command
+from diffusers_compress.cli.info import info_command
+from diffusers_compress.cli.push import push_command
+from diffusers_compress.cli.terminal import explain, let_go_of_stdout
+
+app = typer.Typer(add_completion=False, help="Photos to small files and back with diffusion models.")
+COMMANDS = {
+    "encode": encode_command,
+    "decode": decode_command,
+    "info": info_command,
+    "demo": demo_command,
+    "batch": batch_command,
+    "eval": eval_command,
+    "calibrate": calibrate_command,
+    "push": push_command,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False):
+    if version:
+        print(f"diffusers-compress {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status. A failure prints one line to stderr."""
+    if arguments is None:  # a process of its own: when it is told to end, it removes what it was about to write
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            command = typer.main.get_command(app)
+            status = command.main(arguments, prog_name="diffusers-compress", standalone_mode=False) or 0
+            sys.stdout.flush()
+            return status
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a user gets a line, never a traceback
+        let_go_of_stdout()
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)

@@ -1,0 +1,50 @@
+"""Models for the commands."""
+
+import re
+from pathlib import Path
+
+from diffusers_compress import embedded_model
+from diffusers_compress.cli.terminal import phase, quieten_libraries
+
+PIPELINES = {"diffc": "DiffCPipeline", "relic": "RelicPipeline", "perco": "PerCoPipeline"}
+
+
+def load_captioner(name: str | None, device):
+    """What makes captions, if asked for."""
+    if name is None:
+        return None
+    from diffusers_compress import captions
+
+    with phase("loading the captioner"):
+        return captions.load_captioner(name, str(device))
+
+
+def load(model: str | None, device: str | None, dtype: str, codec: str = "diffc", preset: str | float | None = None):
+    """The pipeline of a folder or a Hub id, on its device. `preset`: of PerCo, see its `from_pretrained`."""
+    model = model_source(model, codec)
+    options = {"preset": preset} if codec == "perco" else {}
+    with phase("loading the model"):
+        import torch
+
+        import diffusers_compress
+
+        quieten_libraries()
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {device}: there is no CUDA device here")
+        return (
+            getattr(diffusers_compress, PIPELINES[codec])
+            .from_pretrained(model, dtype=getattr(torch, dtype), **options)
+            .to(device)
+        )
+
+
+def model_source(model: str | None, codec: str = "diffc") -> str:
+    """What `from_pretrained` is to load: a folder that holds a model, or what looks like a Hub id."""
+    model = model or embedded_model(codec)
+    if Path(model).exists():
+        if not any(Path(model).glob(index) for index in ("model_index.json", "adapter.json", "*/adapter.json")):
+            raise FileNotFoundError(f"{model}: no model here (a model folder holds model_index.json)")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise FileNotFoundError(f"{model}: no such model folder")
+    return model

@@ -1,0 +1,77 @@
+"""Files that the commands read and write; - stands for stdin and stdout."""
+
+import os
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from diffusers_compress.cli.options import DASH
+from diffusers_compress.files import write_file
+
+
+def some_pictures(folder: Path, count: int) -> list[Image.Image]:
+    """At most so many pictures of a folder's tree, evenly chosen."""
+    from diffusers_compress.files import PICTURE_SUFFIXES
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no picture here with one of the suffixes {', '.join(sorted(PICTURE_SUFFIXES))}")
+    return [open_picture(path) for path in paths[:: -(-len(paths) // count)]]
+
+
+def open_picture(path: Path) -> Image.Image:
+    from diffusers_compress import images
+
+    return images.read_image(read_input(path), "stdin" if path == DASH else path)
+
+
+def check_target(target: Path, source: Path, force: bool):
+    """Before any work: OSError if the result could not be written to `target`."""
+    if target == DASH:
+        if sys.stdout.isatty():
+            raise OSError("OUT is -, and stdout is a terminal: send it to a file or a program")
+        return
+    check_overwrite(target, source, force)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such folder")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"{target.parent}: this folder is read-only")
+
+
+def check_overwrite(target: Path, source: Path, force: bool):
+    """FileExistsError if `target` is there and must stay."""
+    if target.exists():
+        if not target.is_file():
+            raise FileExistsError(f"{target}: exists and is not a file")
+        if source != DASH and target.samefile(source):
+            raise FileExistsError(f"{target}: is the input itself")
+        if not force:
+            raise FileExistsError(f"{target}: exists already; --force overwrites it")
+
+
+def check_picture_suffix(target: Path):
+    """ValueError unless Pillow writes pictures with this suffix."""
+    Image.init()
+    if target != DASH and Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{target}: no picture format has the suffix {target.suffix!r}; .png is one")
+
+
+def picture_bytes(image: Image.Image, target: Path) -> bytes:
+    """The picture as a file in the format that the suffix of `target` says, PNG for stdout."""
+    buffer = BytesIO()
+    image.save(buffer, format="PNG" if target == DASH else Image.registered_extensions()[target.suffix.lower()])
+    return buffer.getvalue()
+
+
+def read_input(source: Path) -> bytes:
+    return sys.stdin.buffer.read() if source == DASH else source.read_bytes()
+
+
+def write_output(target: Path, data: bytes, force: bool):
+    if target == DASH:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_file(target, data, overwrite=force)

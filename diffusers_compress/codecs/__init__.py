@@ -1,0 +1,1 @@
+"""The codecs' own parts, a folder each."""

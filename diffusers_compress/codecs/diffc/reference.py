@@ -1,0 +1,99 @@
+"""What both ends expect of a step before its message: the variance of the denoiser's error, frequency by frequency.
+
+Given x_t, the true x_0 is spread around x_0_hat. That error is far from white: it lies mostly in the low frequencies, the more so
+the noisier x_t is. In an orthonormal basis the noise of a step stays white, so the channel can work in a basis where the error's
+variance e_i is simple (`dct`): 4x4 blocks of the latent, each by a discrete cosine transform (DCT), and the mean values of all blocks by
+one DCT more over the picture. A step to the noise level s then sends, for each coefficient, with m the shift,
+
+    q = N(m_i, 1)   where   p = N(0, 1 + v_i)   is expected,   v_i = (snr_s - snr_t) e_i
+
+in log2(1 + v_i) / 2 bits if e_i is right, however large the step. (With the variance of the published coder, p = N(0, 1), it takes
+v_i / (2 ln 2) bits.)
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from diffusers_compress.coding.dct import BLOCK
+
+AC_BANDS = BLOCK**2 - 1
+DC_BANDS = 12  # half octaves
+BANDS = AC_BANDS + DC_BANDS
+
+
+@functools.cache
+def frequencies(h: int, w: int) -> Tensor:
+    """Radial frequency of each coefficient in cycles per latent pixel, at least 1/256 -> [h, w] float64."""
+    y, x = torch.arange(h)[:, None], torch.arange(w)[None]
+    inside = torch.hypot((y % BLOCK).double(), (x % BLOCK).double()) / (2 * BLOCK)
+    rows, columns = -(-h // BLOCK), -(-w // BLOCK)
+    over_all = torch.hypot(y // BLOCK / (2.0 * BLOCK * rows), x // BLOCK / (2.0 * BLOCK * columns))
+    return torch.where((y % BLOCK + x % BLOCK) == 0, over_all, inside).clamp(min=1 / 256)
+
+
+@functools.cache
+def bands(h: int, w: int) -> Tensor:
+    """Band of each coefficient -> [h, w] int64: 0 .. 14 a block's own frequencies in rows, from 15 on half octaves of the means'."""
+    y, x = torch.arange(h)[:, None] % BLOCK, torch.arange(w)[None] % BLOCK
+    half_octave = (2 * torch.log2(256 * frequencies(h, w))).round().long().clamp(max=DC_BANDS - 1)
+    return torch.where(y + x == 0, AC_BANDS + half_octave, BLOCK * y + x - 1)
+
+
+def error_variance(calibration: dict | None, snr: float, shape: tuple[int, int, int]) -> Tensor:
+    """Variance of the coefficients of x_0 - x_0_hat at a noise level, for latents of `shape` [C, h, w] -> [C, h, w] float32.
+
+    calibration: what `calibration.calibrate_error` measured. Without it: the error of the best linear denoiser for natural images,
+    e = P / (1 + snr P) with the power spectrum P = 1 / frequency^2, mean 1 (Field 1987).
+    """
+    channels, h, w = shape
+    if calibration is None:
+        power = frequencies(h, w) ** -2.0
+        power = power / (frequencies(64, 64) ** -2.0).mean()
+        return (power / (1 + snr * power)).float().expand(shape)
+    ratio = torch.tensor(calibration["ratio"], dtype=torch.float64)
+    table = torch.tensor(calibration["log2_variance"], dtype=torch.float64)  # [levels, C, bands]
+    if table.shape[1:] != (channels, BANDS):
+        raise ValueError(f"the calibration has channels and bands {list(table.shape[1:])}, the latent needs {[channels, BANDS]}")
+    above = int(torch.searchsorted(ratio, math.sqrt(snr)).clamp(1, len(ratio) - 1))
+    weight = ((math.sqrt(snr) - ratio[above - 1]) / (ratio[above] - ratio[above - 1])).clamp(0, 1)
+    return torch.lerp(table[above - 1], table[above], weight).exp2().float()[:, bands(h, w)]
+
+
+def rank(error: Tensor) -> Tensor:
+    """Integers, larger for larger variances: 64 log2 e, rounded. For variances that no network made, so that all ends agree."""
+    return (64 * error.double().log2()).round().long()
+
+
+def excess(error: Tensor, bits: Tensor | float) -> Tensor:
+    """v = a e, with the a for which a step costs so many bits: sum_i log2(1 + a e_i) / 2 = bits.  error: [B, n], bits: [B].
+
+    The budget of a step so says how large the error is; only its shape has to be known.
+    """
+    e = error.double()
+    nats = 2 * math.log(2) * torch.as_tensor(bits, dtype=torch.float64, device=e.device).expand(len(e))[:, None]
+    nats = nats.clamp(max=40.0 * e.shape[1])  # far more than any latent holds, and far from what float32 cannot
+    log_a = (nats / e.sum(1, keepdim=True)).log()
+    for _ in range(20):  # Newton: sum log(1 + a e) is convex in log a, and its slope between 0 and n
+        v = log_a.exp() * e
+        log_a = log_a - (v.log1p().sum(1, keepdim=True) - nats) / (v / (1 + v)).sum(1, keepdim=True)
+    return torch.where(nats > 0, log_a.exp() * e, 0.0).float()
+
+
+def reach(squared_error: Tensor, v: Tensor, bits: float) -> float:
+    """snr_s - snr_t of the step that costs `bits`, for a sender who knows the error.  squared_error, v: [n].
+
+    KL(q || p) = sum_i [ log(1 + v_i) + (1 + m_i^2) / (1 + v_i) - 1 ] / 2 nats,  m_i^2 = (snr_s - snr_t) (x_0 - x_0_hat)_i^2
+    """
+    squared_error, v = squared_error.double(), v.double()
+    fixed = (v.log1p() - v / (1 + v)).sum()
+    return float((2 * math.log(2) * bits - fixed) / (squared_error / (1 + v)).sum())
+
+
+def expected_bits(calibration: dict | None, shape: tuple[int, int, int], snr: float) -> float:
+    """Bits in which an average picture's latent of `shape` [C, h, w] is sent from pure noise to this noise level."""
+    levels = torch.linspace(0, math.sqrt(snr), 25, dtype=torch.float64).square().tolist()
+    steps = zip(levels, levels[1:])
+    return sum(float((1 + (s - t) * error_variance(calibration, t, shape).double()).log2().sum()) / 2 for t, s in steps)

@@ -1,0 +1,1 @@
+"""Bits: shared randomness, range coder, probability models, channels."""

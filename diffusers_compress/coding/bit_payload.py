@@ -1,0 +1,27 @@
+"""The messages of the trellis channels as a payload, without torch: their bits one after the other."""
+
+import numpy as np
+
+
+def payload_bytes(budgets: list[int], payload: bytes | None = None) -> int:
+    """Length of the whole payload, which the budgets alone decide."""
+    return -(-sum(budgets) // 8)
+
+
+def pack(messages: list[np.ndarray], budgets: list[int]) -> bytes:
+    """All messages' bits one after the other, the first in the highest bit of the first byte, zeros up to a whole byte."""
+    if [len(message) for message in messages] != list(budgets):
+        raise ValueError(f"messages of {[len(message) for message in messages]} bits: their budgets are {budgets}")
+    return np.packbits(np.concatenate([np.empty(0, np.uint8), *messages])).tobytes()
+
+
+def unpack(payload: bytes, budgets: list[int]) -> list[np.ndarray]:
+    """Messages of the whole steps that a payload holds."""
+    bits = np.unpackbits(np.frombuffer(payload, dtype=np.uint8))
+    messages, start = [], 0
+    for budget in budgets:
+        if start + budget > len(bits):
+            break
+        messages.append(bits[start : start + budget])
+        start += budget
+    return messages

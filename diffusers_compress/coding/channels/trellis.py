@@ -1,0 +1,234 @@
+"""The trellis channel: a step is sent by trellis-coded source coding of its shift with a shared random codebook.
+
+Marcellin & Fischer, "Trellis coded quantization", 1990; random codebooks and shift-register trellises as in Mao, Gray & Linder,
+"Rate-constrained simulation and source coding IID sources", 2011, and Tseng et al., "QTIP", 2024.
+
+The sender wants y ~ q = N(m, I), m being the shift; what both sides expect is the reference p = N(0, 1 + v), v the excess variance
+of each dimension. The dimensions are ordered and sign-flipped by common randomness and cut into segments. The state of a segment
+is the last `state_bits` bits of the message so far and names the segment's codeword c, a window of one shared Gaussian sequence,
+which stands for y = sqrt(1 + v) c. The encoder looks for the message of largest likelihood ratio:
+
+    log q(y) / p(y)  =  sum_i  sqrt(1 + v_i) c_i m_i - c_i^2 v_i / 2  + what does not depend on c
+
+Of 2^14 states Viterbi's algorithm finds the best message. With 2^32, too many for that, the M-algorithm follows only the best few
+messages from segment to segment (Jelinek & Anderson, "Instrumentable tree encoding of information sources", 1971) and still finds
+better ones: whatever so many bits have told apart stays apart.
+
+The decoder gathers windows. The budget is the length of the message in bits and the whole cost of a step.
+
+y is a maximum rather than a draw: in the one direction that the message decides it has almost no variance.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusers_compress.coding import bit_payload, randomness
+
+GOLDEN_RATIO = 0x9E3779B1  # its fraction, times 2^32, made odd: a hash (Knuth, TAOCP 3, section 6.4)
+CODEBOOK_BITS = 14  # the codebook has 2^14 normals
+SEGMENT_BITS = 4
+FIRST_WEIGHT = 12  # the first segment's share of the dimensions, where a further one has as many as it has bits
+GROUP = 16  # dimensions that are mixed
+SCORED = 512  # segments scored at a time
+WINDOW = 256  # dimensions scored at a time
+
+
+def survivors(budget: int) -> int:
+    """Messages that the M-algorithm follows: the shorter they are the more, so that most steps take about as long."""
+    return min(max(2**24 // max(1, budget), 2**13), 2**17)
+
+
+@dataclass(frozen=True)
+class Trellis:
+    """A channel with 2^state_bits states, CODEBOOK_BITS at least. The sender's search is Viterbi's with so few, or follows
+    `survivors(budget)` messages: the more, the fewer bits and the more of the sender's time, and of nobody else's."""
+
+    state_bits: int
+    slope: float  # of the useful bits over the budget
+    intercept: float
+    survivors: Callable[[int], int] | None = None
+    wide: bool = True  # whether the reference knows the error's variance; if not, v = 0 as in the published coder
+
+    payload_bytes, pack, unpack = map(staticmethod, (bit_payload.payload_bytes, bit_payload.pack, bit_payload.unpack))
+
+    def kl(self, budget: int) -> float:
+        """Useful bits that a message of `budget` bits delivers on average: the KL of the q that it simulates from p."""
+        # Measured (benchmarks/channel_overhead.py). A lone segment gives the largest of 2^budget normals.
+        return budget**2 / (budget + 3.3) if budget <= CODEBOOK_BITS else self.slope * budget - self.intercept
+
+    def budget(self, kl: float) -> int:
+        """Bits of the message that delivers `kl` useful bits: inverse of `kl`, rounded."""
+        if not 0 <= kl < math.inf:
+            raise ValueError(f"kl {kl}: must be finite and not negative")
+        lone = (kl + math.sqrt(kl**2 + 13.2 * kl)) / 2
+        return round(lone if lone <= CODEBOOK_BITS else max(CODEBOOK_BITS, (kl + self.intercept) / self.slope))
+
+    def encode(self, shift: Tensor, excess: Tensor, rank: Tensor, budget: int, step: int) -> tuple[np.ndarray, Tensor]:
+        """Messages of `budget` bits each that simulate N(shift, 1) where N(0, 1 + excess) is expected.
+
+        shift, excess: [B, n] float32, in units of the noise's standard deviation and variance; rank: [B, n] integers, the larger
+        the more information a dimension is expected to hold -> (messages [B, budget] uint8 of 0 and 1, y [B, n] float32).
+        """
+        order, signs, line = _layout(rank, step)
+        m = _mix(shift.gather(1, order) * signs, budget)[:, line]
+        v = _even(excess.gather(1, order), budget)[:, line]
+        likelihood = torch.stack([(1 + v).sqrt() * m, -v / 2], 1)
+        ends, bounds = _segments(shift.shape[1], budget)
+        bits, scores = np.diff([0, *ends]).tolist(), _segment_scores(likelihood, bounds, _codebook(step, shift.device))
+        messages = (
+            _m_algorithm(bits, scores, self.survivors(budget), self.state_bits) if self.survivors else _viterbi(bits, scores)
+        )
+        return messages, self.decode(messages, excess, rank, budget, step)
+
+    def decode(self, messages: np.ndarray, excess: Tensor, rank: Tensor, budget: int, step: int) -> Tensor:
+        """Samples y [B, n] float32 that messages [B, budget] stand for; excess and rank [B, n] as in `encode`."""
+        if messages.shape != (len(excess), budget):
+            raise ValueError(f"messages of shape {list(messages.shape)}: {len(excess)} of {budget} bits are wanted")
+        n, device = excess.shape[1], excess.device
+        ends, bounds = _segments(n, budget)
+        padded = np.pad(messages.astype(np.int64), ((0, 0), (self.state_bits, 0)))
+        state = np.zeros((len(messages), len(ends)), dtype=np.int64)
+        for i in range(self.state_bits):  # of the last state_bits bits, the oldest first
+            state = state << 1 | padded[:, np.array(ends) + i]
+        origin = torch.as_tensor(_place(state) - np.array(bounds[:-1]), device=device)  # where ordered dimension 0 would be
+        lengths = torch.tensor(bounds, device=device).diff()
+        window = (origin.repeat_interleave(lengths, 1) + torch.arange(n, device=device)) % 2**CODEBOOK_BITS
+        order, signs, line = _layout(rank, step)
+        y = torch.empty_like(excess)
+        y[:, line] = _codebook(step, device)[window]
+        y = _mix((1 + _even(excess.gather(1, order), budget)).sqrt() * y, budget) * signs
+        return torch.empty_like(y).scatter_(1, order, y)
+
+
+def _segments(n: int, budget: int) -> tuple[list[int], list[int]]:
+    """(message bits read when each segment's state is complete [S], first ordered dimension of each, and n [S + 1])."""
+    ends = [*range(CODEBOOK_BITS, budget, SEGMENT_BITS), budget]
+    weights = [max(0, end - CODEBOOK_BITS) + FIRST_WEIGHT for end in ends]
+    return ends, [0] + [n * weight // weights[-1] for weight in weights]
+
+
+def _viterbi(bits: list[int], scores: Iterator[Tensor]) -> np.ndarray:
+    """Messages of the largest total score [B, sum(bits)] uint8, where a state has CODEBOOK_BITS bits."""
+    # With fewer bits than that only the lowest states can be reached.
+    total, came_from = next(scores)[:, : 2 ** bits[0]], []
+    for width, score in zip(bits[1:], scores):
+        # State k follows the 2^width states whose low bits are the high bits of k.
+        total, high = total.view(len(score), 2**width, -1).max(1)
+        came_from.append(high.to(torch.uint8))
+        total = (score.view(len(score), -1, 2**width) + total[..., None]).flatten(1)
+
+    state = total.argmax(1).cpu().numpy()
+    ways = []
+    for width, table in zip(bits[:0:-1], reversed(came_from)):
+        ways.append(state & 2**width - 1)
+        kept = state >> width
+        state = kept | table.cpu().numpy()[np.arange(len(state)), kept].astype(np.int64) << (CODEBOOK_BITS - width)
+    return _message([state, *ways[::-1]], bits)
+
+
+def _m_algorithm(bits: list[int], scores: Iterator[Tensor], followed: int, state_bits: int) -> np.ndarray:
+    """Messages of nearly the largest total score [B, sum(bits)] uint8."""
+    total, state, kept = None, None, []
+    for width, score in zip(bits, scores):
+        if total is None:
+            total, state = score.new_zeros(len(score), 1), torch.zeros(len(score), 1, dtype=torch.int64, device=score.device)
+        state = state << width & 2**state_bits - 1
+        place = _place(state)[..., None] ^ torch.arange(2**width, device=score.device)
+        total = (score.gather(1, place.flatten(1)).view(place.shape) + total[..., None]).flatten(1)
+        total, best = total.topk(min(followed, total.shape[1]), sorted=False)
+        state = state.gather(1, best >> width) | best & 2**width - 1
+        kept.append(best.to(torch.int32))
+
+    survivor, ways = total.argmax(1).cpu().numpy(), []
+    for width, best in zip(reversed(bits), reversed(kept)):
+        survivor = best.cpu().numpy()[np.arange(len(survivor)), survivor]
+        ways.append(survivor & 2**width - 1)
+        survivor = survivor >> width
+    return _message(ways[::-1], bits)
+
+
+def _message(ways: list[np.ndarray], bits: list[int]) -> np.ndarray:
+    """The bits of all segments' numbers [B], the highest first -> [B, sum(bits)] uint8."""
+    digits = [way[:, None] >> np.arange(width)[::-1] & 1 for way, width in zip(ways, bits)]
+    return np.concatenate(digits, 1).astype(np.uint8)
+
+
+def _codebook(step: int, device) -> Tensor:
+    return randomness.normals(2**CODEBOOK_BITS, randomness.CODEBOOK, step, device)
+
+
+def _place(state):
+    """Where a state's window of the codebook begins: its last CODEBOOK_BITS bits, changed by a hash of the earlier ones."""
+    earlier = state >> CODEBOOK_BITS
+    return (state ^ (earlier * GOLDEN_RATIO & randomness.WORD) >> 32 - CODEBOOK_BITS) & 2**CODEBOOK_BITS - 1
+
+
+def _layout(rank: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(dimensions by falling rank, else at random [B, n]; random signs [n]; those dimensions' order on the line [n]).
+
+    Fibonacci hashing spreads the dimensions of any rank evenly over the line, so that all segments hold about as much (Knuth, TAOCP 3,
+    section 6.4: the multiples of the golden ratio modulo 1).
+    """
+    n, device = rank.shape[1], rank.device
+    shuffled = randomness.permutation(n, step, device)
+    order = shuffled[(-rank[:, shuffled]).sort(dim=1, stable=True).indices]
+    line = (torch.arange(n, device=device) * GOLDEN_RATIO & randomness.WORD).argsort()
+    return order, randomness.signs(n, step, device), line
+
+
+def _mix(x: Tensor, budget: int) -> Tensor:
+    """Hadamard transform, its own inverse, of each group of GROUP among about the first `budget` of x [B, n], n - n % GROUP at most.
+
+    Where a single dimension holds several bits, an unusual value would overtax its segment: so neighbours share it.
+    """
+    groups, rest = _groups(x, budget)
+    hadamard = torch.ones(1, 1, device=x.device)
+    while len(hadamard) < GROUP:
+        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], device=x.device), hadamard)
+    return torch.cat([(groups @ hadamard / GROUP**0.5).flatten(1), rest], 1)
+
+
+def _even(v: Tensor, budget: int) -> Tensor:
+    """The mean in place of each v [B, n] of a group."""
+    groups, rest = _groups(v, budget)
+    return torch.cat([groups.mean(2, keepdim=True).expand_as(groups).flatten(1), rest], 1)
+
+
+def _groups(x: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    count = min(x.shape[1] // GROUP, -(-budget // GROUP))
+    return x[:, : GROUP * count].unflatten(1, (count, GROUP)), x[:, GROUP * count :]
+
+
+def _segment_scores(terms: Tensor, bounds: list[int], codebook: Tensor) -> Iterator[Tensor]:
+    """Each segment's scores of all windows [B, 2^CODEBOOK_BITS]."""
+    longest = max([high - low for low, high in zip(bounds[1:], bounds[2:])], default=WINDOW)
+    windows = _windows(codebook, min(longest, WINDOW))
+    yield _scores(terms, bounds[:2], windows)[:, 0]
+    for first in range(1, len(bounds) - 1, SCORED):
+        yield from _scores(terms, bounds[first : min(first + SCORED + 1, len(bounds))], windows).unbind(1)
+
+
+def _windows(codebook: Tensor, length: int) -> Tensor:
+    """c_i of all states for i = 0 .. length - 1, and c_i^2 below -> [2 length, states]."""
+    windows = torch.cat([codebook, codebook[: length - 1]]).unfold(0, len(codebook), 1)
+    return torch.cat([windows, windows.square()])
+
+
+def _scores(terms: Tensor, bounds: list[int], windows: Tensor) -> Tensor:
+    """Log likelihood ratios of the codewords of all states, for the segments between `bounds`.
+
+    terms: [B, 2, n], the factors of c_i and of c_i^2 -> [B, len(bounds) - 1, states].
+    """
+    low, high = (torch.tensor(ends, device=terms.device)[:, None] for ends in (bounds[:-1], bounds[1:]))
+    length, result = len(windows) // 2, 0
+    for start in range(0, max(1, int((high - low).max())), length):
+        i = low + start + torch.arange(length, device=terms.device)
+        factors = terms[:, :, i.clamp(max=terms.shape[-1] - 1)] * (i < high)  # [B, 2, S, length]
+        # From dimension `start` on a state's window is that of a later state.
+        result = result + (factors.transpose(1, 2).flatten(2) @ windows).roll(-start, -1)
+    return result

@@ -1,0 +1,1 @@
+"""Noise levels, equations, solvers, families of models."""

@@ -1,0 +1,48 @@
+"""FLUX.1."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+
+from diffusers_compress.diffusion.families.common import config_of, flow_time
+from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
+
+
+class Flux(StableDiffusion):
+    """FLUX.1 dev and schnell: a flow-matching transformer on packed latents, CLIP for the summary, T5 for the text.
+
+    Where guidance was distilled into the network, it is told 1: no guidance, so that x_0_hat is the mean that coding needs.
+    """
+
+    network = "transformer"
+    parts = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    flow = True
+    patch = 2
+    T5_TOKENS = 512
+
+    @staticmethod
+    def matches(pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "transformer", "FluxTransformer2DModel")
+        return config is not None and config.out_channels in (None, config.in_channels)
+
+    def encode_prompt(self, prompts):
+        summary = self.pipe.text_encoder(self.tokens("tokenizer", prompts)).pooler_output
+        text = self.pipe.text_encoder_2(self.tokens("tokenizer_2", prompts, self.T5_TOKENS))[0]
+        return {"text": text.to(self.pipe.transformer.dtype), "summary": summary.to(self.pipe.transformer.dtype)}
+
+    def predict(self, x_t, timesteps, told):
+        transformer, (rows, columns) = self.pipe.transformer, (side // 2 for side in x_t.shape[-2:])
+        packed = F.pixel_unshuffle(x_t.to(transformer.dtype), 2).flatten(2).mT
+        where = torch.zeros(rows, columns, 3, device=x_t.device)
+        where[..., 1], where[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)
+        output = transformer(
+            hidden_states=packed,
+            timestep=flow_time(timesteps, x_t.device) / self.pipe.scheduler.config.num_train_timesteps,
+            guidance=torch.ones(len(x_t), device=x_t.device) if transformer.config.guidance_embeds else None,
+            encoder_hidden_states=told["text"],
+            pooled_projections=told["summary"],
+            txt_ids=torch.zeros(told["text"].shape[1], 3, device=x_t.device),
+            img_ids=where.flatten(0, 1),
+            return_dict=False,
+        )[0]
+        return F.pixel_shuffle(output.mT.unflatten(-1, (rows, columns)), 2).float()

@@ -1,0 +1,50 @@
+"""Unconditional models in pixel space."""
+
+import torch
+from diffusers import DiffusionPipeline
+
+from diffusers_compress.diffusion.families.common import config_of
+from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
+
+
+class Pixels(StableDiffusion):
+    """An unconditional UNet on pixels, as in `DDPMPipeline` folders: the picture is its own latent."""
+
+    parts = ("unet",)
+
+    @staticmethod
+    def matches(pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "unet", "UNet2DModel")
+        return (
+            config is not None
+            and config.in_channels == 3
+            and config.class_embed_type is None
+            and getattr(pipe, "vae", None) is None
+        )
+
+    @property
+    def patch(self):
+        return 2 ** (len(self.pipe.unet.config.block_out_channels) - 1)
+
+    @property
+    def channels(self):
+        return self.pipe.unet.config.in_channels
+
+    def encode_prompt(self, prompts):
+        if any(prompts):
+            raise ValueError(f"the model is unconditional and takes no prompt, not {next(filter(None, prompts))!r}")
+        return {}
+
+    def predict(self, x_t, timesteps, told):
+        t = torch.tensor(timesteps, device=x_t.device)
+        output = self.pipe.unet(x_t.to(self.pipe.unet.dtype), t, return_dict=False)[0].float()
+        return output[:, : self.channels]  # some networks predict a variance too: Nichol & Dhariwal 2021
+
+    def encode_picture(self, x):
+        return x.to(self.pipe._execution_device, torch.float32)
+
+    def decode_latent(self, x_0):
+        return x_0.float()
+
+    def identity(self):
+        return {}

@@ -1,0 +1,66 @@
+"""Stable Diffusion 1.x, 2.x and Turbo, the base of all families."""
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from diffusers_compress.diffusion.families.common import config_of
+
+
+class StableDiffusion:
+    """Stable Diffusion 1.x, 2.x and Turbo: a UNet with one text encoder, on the latents of an autoencoder.
+
+    `pipe` is a diffusers pipeline; its components have the names that diffusers' own pipeline of the family gives them.
+    """
+
+    network = "unet"
+    parts = ("unet", "vae", "text_encoder", "tokenizer")
+    optional = ()
+    flow = False  # matching, or variance-preserving
+    patch = 1  # sides of a latent are multiples of it
+
+    def __init__(self, pipe: DiffusionPipeline):
+        self.pipe = pipe
+
+    @staticmethod
+    def matches(pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "unet", "UNet2DConditionModel")
+        return config is not None and config.addition_embed_type is None and config.in_channels == config.out_channels
+
+    @property
+    def channels(self) -> int:
+        return self.pipe.vae.config.latent_channels
+
+    def encode_prompt(self, prompts: list[str]) -> dict[str, Tensor]:
+        """What `predict` needs of B prompts: tensors [B, ...]."""
+        ids = self.tokens("tokenizer", prompts)
+        return {"text": self.pipe.text_encoder(ids)[0].to(self.pipe.unet.dtype)}
+
+    def predict(self, x_t: Tensor, timesteps: list[int], told: dict[str, Tensor]) -> Tensor:
+        """The network's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
+        t = torch.tensor(timesteps, device=x_t.device)
+        return self.pipe.unet(x_t.to(self.pipe.unet.dtype), t, told["text"], return_dict=False)[0].float()
+
+    def encode_picture(self, x: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, H/8, W/8] in float32: the mean, not a draw."""
+        vae = self.pipe.vae
+        encoded = vae.encode(x.to(self.pipe._execution_device, vae.dtype))
+        mean = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).float()
+        return (mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+    def decode_latent(self, x_0: Tensor) -> Tensor:
+        """Scaled latents [B, C, h, w] to pictures [B, 3, 8h, 8w] in float32, about [-1, 1]."""
+        vae = self.pipe.vae
+        z = x_0 / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        return vae.decode(z.to(vae.dtype), return_dict=False)[0].float()
+
+    def identity(self) -> dict:
+        """Plain values that decide what a file decodes to, besides weights and noise levels."""
+        return {"scaling_factor": self.pipe.vae.config.scaling_factor, "shift_factor": self.pipe.vae.config.shift_factor}
+
+    def tokens(self, tokenizer: str, prompts: list[str], length: int | None = None) -> Tensor:
+        """Token ids [B, length] of a tokenizer; by default as many as its model takes."""
+        tokenizer = getattr(self.pipe, tokenizer)
+        length = length or tokenizer.model_max_length
+        ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+        return ids.to(self.pipe._execution_device)

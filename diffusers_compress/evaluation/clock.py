@@ -1,0 +1,73 @@
+"""Time and memory."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+
+def timed(function: Callable):
+    """What the function returns, and wall seconds."""
+    start = time.perf_counter()
+    return function(), time.perf_counter() - start
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def stopwatch(pipe=None) -> Iterator[dict]:
+    """Wall seconds of the block, those of them inside the denoiser and the autoencoder, the denoiser's calls, peak memory."""
+    figures = {"seconds": 0.0, "denoiser_seconds": 0.0, "autoencoder_seconds": 0.0, "calls": 0, "peak_mib": None}
+    parts = [("denoiser", pipe.denoiser)] if pipe else []
+    if pipe and pipe.vae is not None:
+        parts += [("autoencoder", pipe.vae.encoder), ("autoencoder", pipe.vae.decoder)]
+    started, hooks = [], []
+
+    def enter(*_):
+        synchronize()
+        started.append(time.perf_counter())
+
+    def leave(name, *_):
+        synchronize()
+        figures[f"{name}_seconds"] += time.perf_counter() - started.pop()
+        figures["calls"] += name == "denoiser"
+
+    for name, module in parts:
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(partial(leave, name))]
+    has_peak = reset_peak_memory()
+    synchronize()
+    start = time.perf_counter()
+    try:
+        yield figures
+    finally:
+        synchronize()
+        figures["seconds"] = time.perf_counter() - start
+        figures["peak_mib"] = peak_memory() if has_peak else None
+        for hook in hooks:
+            hook.remove()
+
+
+def reset_peak_memory() -> bool:
+    """Start counting anew, if the device or the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory() -> float:
+    """MiB at most since the reset: allocated on the GPU, or resident of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10

@@ -1,0 +1,91 @@
+"""What is evaluated under one label: a codec with its model and its options."""
+
+import re
+from ast import literal_eval
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+from diffusers_compress.evaluation.baselines import BASELINES
+
+# Our codecs: name -> file in pipelines, class, suffix of its files.
+PIPELINES = {
+    "diffc": ("diffc", "DiffCPipeline", ".dfc"),
+    "relic": ("relic", "RelicPipeline", ".dfc"),
+    "perco": ("perco", "PerCoPipeline", ".dfc"),
+}
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What is evaluated under one label: a name of `PIPELINES` or `BASELINES`; for ours a model, its name, and call options."""
+
+    name: str
+    model: str = ""
+    model_name: str = ""
+    encode_options: tuple = ()
+    decode_options: tuple = ()
+
+    @property
+    def encoding(self) -> str:
+        """What decides the file, in words: codecs that share it share files."""
+        model = f"@{self.model_name}" if self.model_name else ""
+        return "".join([self.name, model, *(f":encode.{name}={value}" for name, value in self.encode_options)])
+
+    @property
+    def label(self) -> str:
+        return "".join([self.encoding, *(f":decode.{name}={value}" for name, value in self.decode_options)])
+
+    @property
+    def suffix(self) -> str:
+        return BASELINES[self.name].suffix if self.name in BASELINES else PIPELINES[self.name][2]
+
+
+def parse_codec(text: str, model: str = "", model_name: str = "") -> Codec:
+    """`NAME[:encode.OPTION=VALUE][:decode.OPTION=VALUE]...`, the options those of `compress` and `decompress`; ValueError."""
+    name, *parts = text.split(":")
+    if name not in {**PIPELINES, **BASELINES}:
+        raise ValueError(f"codec is {name!r}, permitted are {', '.join([*PIPELINES, *BASELINES])}")
+    if name in BASELINES:
+        if parts:
+            raise ValueError(f"codec {name} takes no options, not {':'.join(parts)!r}")
+        if name == "jxl" and find_spec("imagecodecs") is None:
+            raise ValueError('codec jxl needs imagecodecs: pip install "diffusers_compress[eval]"')
+        return Codec(name)
+    options = {"encode": [], "decode": []}
+    for part in parts:
+        match = re.fullmatch(r"(encode|decode)\.(\w+)=(.*)", part)
+        if not match:
+            raise ValueError(f"codec option is {part!r}, permitted are encode.NAME=VALUE and decode.NAME=VALUE")
+        options[match[1]].append((match[2], plain_value(match[3])))
+    if find_spec(f"diffusers_compress.pipelines.{PIPELINES[name][0]}") is None:
+        raise ValueError(f"codec {name} is not part of this installation")
+    return Codec(name, model, model_name, tuple(options["encode"]), tuple(options["decode"]))
+
+
+def parse_rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"rate is {text!r}, permitted are numbers of bits per pixel") from None
+
+
+def plain_value(text: str):
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+@cache
+def load_pipeline(name: str, model: str, device: str, dtype: str, target_bpp: float | None = None):
+    """One of our pipelines on its device, silent, once a process. `target_bpp`: for PerCo, whose rate is the model's."""
+    module, class_name, _ = PIPELINES[name]
+    pipeline = getattr(import_module(f"diffusers_compress.pipelines.{module}"), class_name)
+    options = {"preset": target_bpp} if name == "perco" else {}
+    pipe = pipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

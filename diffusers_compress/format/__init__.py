@@ -1,0 +1,1 @@
+"""The container of a file, with the standard library alone."""

@@ -1,0 +1,222 @@
+"""The vector-quantized sketch of a latent that PerCo sends: hyper-encoder and codebook.
+
+Careil et al., Towards image compression with perfect realism at ultra-low bitrates (ICLR 2024); layers after the public
+re-implementation, PerCo (SD) (Koerber et al. 2024), whose weights `examples/convert_perco.py` brings here. Codebook after van den Oord
+et al. 2017 (straight-through gradient), in few dimensions after Yu et al. 2022 (improved VQGAN).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from diffusers_compress._diffusers import ModelMixin
+from diffusers_compress.coding.grid_model import Codebook
+
+STRIDES = (1, 2, 4, 8)
+DISTANCES = ("euclidean", "cosine")
+COMMITMENT = 0.25  # van den Oord et al. 2017, beta in eq. 3
+USAGE_DECAY = 0.97
+DEAD = 0.03  # of a code's fair share: those used less are revived
+
+
+@dataclass
+class HyperEncoderOutput(BaseOutput):
+    """`indices` [B, a, b] int64; `z_hat` [B, M, a, b], what stands for them; `loss`: of codebook and commitment, a scalar."""
+
+    indices: Tensor
+    z_hat: Tensor
+    loss: Tensor
+
+
+class HyperEncoder(ModelMixin, ConfigMixin):
+    """Component "hyper_encoder" of `PerCoPipeline`: a latent to a grid of codebook indices, and these to features for the UNet.
+
+    Args:
+        latent_channels: C of the latents.
+        stride: latent positions along a side of a cell; 1, 2, 4 or 8.
+        codebook_size: K.
+        width: channels of the hidden layers.
+        out_channels: M, of the features.
+        codebook_dim: D, of the codes.
+        distance: "euclidean" or "cosine": what the nearest code is.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        stride: int = 8,
+        codebook_size: int = 256,
+        width: int = 192,
+        out_channels: int = 320,
+        codebook_dim: int = 32,
+        distance: str = "euclidean",
+    ):
+        super().__init__()
+        if stride not in STRIDES or distance not in DISTANCES:
+            raise ValueError(f"stride must be one of {STRIDES}, distance one of {DISTANCES}; not {stride} and {distance!r}")
+        self.backbone = nn.Sequential(
+            scaling(latent_channels, width, stride >= 8),
+            *(Bottleneck(width) for _ in range(3)),
+            scaling(width, width, stride >= 4),
+            *(Bottleneck(width) for _ in range(3)),
+            Gate(width),
+            scaling(width, width, stride >= 2),
+            *(Bottleneck(width) for _ in range(3)),
+            scaling(width, out_channels, False),
+            Gate(out_channels),
+        )
+        self.project_in = nn.Linear(out_channels, codebook_dim)
+        self.codebook = nn.Parameter(torch.randn(codebook_size, codebook_dim))
+        self.project_out = nn.Linear(codebook_dim, out_channels)
+        # Use of each code relative to its fair share, over the last thirty training batches; at first none is in use
+        self.register_buffer("usage", torch.zeros(codebook_size))
+        # What the law of the indices follows from: integers up to 255, which no floating-point type rounds (see `settle`)
+        self.register_buffer("frequency", torch.ones(codebook_size))
+        self.register_buffer("places", torch.zeros(codebook_size, codebook_dim))
+
+    def grid_shape(self, h: int, w: int) -> tuple[int, int]:
+        """[a, b] of the grid over a latent [h, w]."""
+        return -(-h // self.config.stride), -(-w // self.config.stride)
+
+    def analyse(self, x_0: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to points [B, a, b, D] in float32, near which codes are sought."""
+        stride = self.config.stride
+        h, w = x_0.shape[-2:]
+        x_0 = F.pad(x_0, (0, -w % stride, 0, -h % stride), mode="replicate")
+        return self.unit(self.project_in(self.backbone(x_0.to(self.dtype)).movedim(1, -1)).float())
+
+    def unit(self, points: Tensor) -> Tensor:
+        return F.normalize(points, dim=-1) if self.config.distance == "cosine" else points
+
+    def codes(self) -> Tensor:
+        """[K, D] in float32."""
+        return self.unit(self.codebook.float())
+
+    def nearest(self, points: Tensor) -> Tensor:
+        """Indices [B, a, b] of the codes nearest to points [B, a, b, D]."""
+        codes = self.codes()
+        return (codes.square().sum(-1) - 2 * points @ codes.T).argmin(-1)
+
+    def forward(self, x_0: Tensor) -> HyperEncoderOutput:
+        """Latents [B, C, h, w]; the gradient goes straight through to the backbone. In training, codes out of use are revived."""
+        points = self.analyse(x_0)
+        indices = self.nearest(points)
+        if self.training:
+            self.count(indices, points)
+            indices = self.nearest(points)
+        codes = self.codes()[indices]
+        # van den Oord et al. 2017, eq. 3
+        loss = (points.detach() - codes).square().mean() + COMMITMENT * (points - codes.detach()).square().mean()
+        straight = points + (codes - points).detach()
+        return HyperEncoderOutput(indices=indices, z_hat=self.features(straight), loss=loss)
+
+    def features(self, codes: Tensor) -> Tensor:
+        """[B, a, b, D] -> z_hat [B, M, a, b]."""
+        return self.project_out(codes.to(self.dtype)).movedim(-1, 1)
+
+    @apply_forward_hook
+    def encode(self, x_0: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to indices [B, a, b]."""
+        return self.nearest(self.analyse(x_0))
+
+    @apply_forward_hook
+    def decode(self, indices: Tensor, h: int, w: int) -> Tensor:
+        """Indices [B, a, b] to what the UNet sees beside a latent [h, w]: [B, M, h, w]."""
+        return spread(self.features(self.codes()[indices]), self.config.stride, h, w)
+
+    @torch.no_grad()
+    def settle(self, counts: Tensor | None = None):
+        """After training, once: fix the integers that files depend on, given how often each code was used [K], if that is known."""
+        codes = self.codes()
+        self.places.copy_((127 * codes / codes.abs().max()).round())
+        if counts is not None:
+            self.frequency.copy_((255 * counts / counts.max()).round().clamp(min=1))
+
+    def law(self) -> Codebook:
+        """What `grid_model` codes the indices under."""
+        return Codebook(*(integers.cpu().double().numpy().astype(np.int64) for integers in (self.frequency, self.places)))
+
+    @torch.no_grad()
+    def count(self, indices: Tensor, points: Tensor):
+        """Keep count of the codes, and put those that fell out of use onto points of this batch."""
+        size = self.config.codebook_size
+        share = torch.bincount(indices.flatten(), minlength=size).to(self.usage) * size / indices.numel()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(share)
+            share /= torch.distributed.get_world_size()
+        self.usage.mul_(USAGE_DECAY).add_(share, alpha=1 - USAGE_DECAY)
+        dead = (self.usage < DEAD).nonzero()[:, 0]
+        if len(dead):
+            points = points.flatten(0, -2)
+            self.codebook[dead] = points[torch.randint(len(points), (len(dead),), device=points.device)].to(self.codebook)
+            self.usage[dead] = 1.0
+            if torch.distributed.is_initialized():
+                torch.distributed.broadcast(self.codebook.data, 0)
+
+    def perplexity(self) -> float:
+        """2 to the entropy of the recent use of codes: at most K; far below it the codebook has collapsed."""
+        share = self.usage.double() / self.usage.double().sum()
+        return float(torch.special.entr(share).sum().exp())
+
+
+def spread(z_hat: Tensor, stride: int, h: int, w: int) -> Tensor:
+    """z_hat [B, M, a, b] over the latent positions of its cells: [B, M, h, w]."""
+    return z_hat.repeat_interleave(stride, -2).repeat_interleave(stride, -1)[..., :h, :w]
+
+
+# ------------------------------------------------------------------------------------------------------------------ layers
+
+
+def scaling(n_in: int, n_out: int, halve: bool) -> nn.Module:
+    return nn.Conv2d(n_in, n_out, 5, stride=2, padding=2) if halve else nn.Conv2d(n_in, n_out, 1)
+
+
+def bottleneck(channels: int) -> nn.Sequential:
+    half = channels // 2
+    return nn.Sequential(
+        nn.Conv2d(channels, half, 1), nn.ReLU(), nn.Conv2d(half, half, 3, padding=1), nn.ReLU(), nn.Conv2d(half, channels, 1)
+    )
+
+
+class Bottleneck(nn.Module):
+    """Residual bottleneck. He et al. 2022 (ELIC)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = bottleneck(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Unit(nn.Module):
+    """Residual bottleneck with a rectified sum."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = bottleneck(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.conv(x))
+
+
+class Gate(nn.Module):
+    """Residual that a mask weights, simplified attention. Cheng et al. 2020, figure 5."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_a = nn.Sequential(*(Unit(channels) for _ in range(3)))
+        self.conv_b = nn.Sequential(*(Unit(channels) for _ in range(3)), nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_a(x) * self.conv_b(x).sigmoid()
