@@ -1,6 +1,9 @@
 """Compressed files as a format of Pillow: `register(pipe)`, then `Image.open("x.dfc")` and `image.save("x.dfc", bpp=0.05)`."""
 
+import functools
 import math
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from typing import IO
@@ -8,6 +11,7 @@ from typing import IO
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageFile
 
+from diffusers_compress.files import write_file
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import DEFAULT_LIMITS
 
@@ -27,6 +31,25 @@ def register(pipe: DiffusionPipeline, **options) -> None:
     Image.register_save(FORMAT, save)
     Image.register_extension(FORMAT, SUFFIX)
     Image.register_mime(FORMAT, "image/x-dfc")
+    if not hasattr(Image.Image.save, "keeps_old_files"):
+        Image.Image.save = keep_old_files(Image.Image.save)
+
+
+def keep_old_files(save: Callable) -> Callable:
+    """`Image.save`, but a file of ours is written once it is compressed: Pillow empties the old one before it calls the hook."""
+
+    @functools.wraps(save)
+    def whole(image: Image.Image, fp, format: str | None = None, **params) -> None:
+        path = os.fsdecode(fp) if isinstance(fp, (str, bytes, os.PathLike)) else ""
+        suffix = os.path.splitext(path)[1].lower()
+        if not path or (format or Image.EXTENSION.get(suffix, "")).upper() != FORMAT:
+            return save(image, fp, format, **params)
+        buffer = BytesIO()
+        save(image, buffer, FORMAT, **params)
+        write_file(path, buffer.getvalue(), overwrite=True)
+
+    whole.keeps_old_files = True
+    return whole
 
 
 class CompressedImageFile(ImageFile.ImageFile):

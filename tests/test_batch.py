@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from accelerate import PartialState
 from PIL import Image
 
 import diffusers_compress
-from diffusers_compress import batch, cli
+from diffusers_compress import batch, cli, images
 from diffusers_compress.batch import walk, work
 from diffusers_compress.batch.manifest import MANIFEST, SETTINGS
 from diffusers_compress.cli import terminal
@@ -254,6 +255,17 @@ def break_inputs(folder, names):
         data = [path.read_bytes()[:-200], b"not a picture", b"", bytes(huge), None][i % 5]
         path.unlink()
         path.symlink_to("nothing") if data is None else path.write_bytes(data)
+
+
+def test_pictures_are_read_as_everywhere_else():
+    """With what Pillow drops of a file: here, that its colours are linear."""
+    cicp = b"cICP" + bytes([1, 8, 0, 1])
+    chunk = (4).to_bytes(4, "big") + cicp + zlib.crc32(cicp).to_bytes(4, "big")
+    plain = picture_file(0)
+    linear = plain[:33] + chunk + plain[33:]
+    notes = images.to_tensor(batch.codec.load_picture(linear))[1]
+    assert notes == ["colours converted to sRGB (cICP)"]
+    assert images.to_tensor(batch.codec.load_picture(plain))[1] == []
 
 
 def test_thirty_broken_ones_among_a_thousand(tmp_path):

@@ -20,6 +20,7 @@ from diffusers_compress import DiffCPipeline, VarianceHead, __version__, calibra
 from diffusers_compress.cli import loading
 from diffusers_compress.cli.calibrate import save_calibrated
 from diffusers_compress.cli.demo import DEMO_BPP, demo_photo
+from diffusers_compress.cli.paths import check_picture_format
 
 SETTINGS = ["--device", "cpu", "--dtype", "float32"]
 
@@ -319,6 +320,35 @@ def test_calibrate_wants_pictures(run, tmp_path):
 def test_unreadable_picture(run, tmp_path):
     (tmp_path / "noise.png").write_bytes(b"not a picture")
     assert_fails(run("encode", tmp_path / "noise.png", tmp_path / "o.dfc", "--bpp", 1), "noise.png")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size", "words"),
+    [
+        (".h5", (96, 64), "HDF5 cannot hold a picture of 96x64 pixels (HDF5 save handler not installed)"),
+        (".nothing", (96, 64), "no picture format has the suffix '.nothing'"),
+        (".xbm", (96, 64), "XBM cannot hold a picture of 96x64 pixels"),
+        (".webp", (16_384, 8), "WEBP cannot hold a picture of 16384x8 pixels"),
+        (".ICO", (300, 200), "ICO would shrink 300x200 pixels to "),
+    ],
+)
+def test_a_format_that_cannot_hold_the_picture_is_refused_before_the_model_loads(run, tmp_path, monkeypatch, suffix, size, words):
+    monkeypatch.setattr(loading, "load", None)
+    facts = {"codec": "DiffC", "width": size[0], "height": size[1]}
+    monkeypatch.setattr("diffusers_compress.cli.decode.describe", lambda data, limits: facts)
+    (tmp_path / "a.dfc").write_bytes(b"a file")
+    assert_fails(run("decode", tmp_path / "a.dfc", tmp_path / f"out{suffix}"), words)
+    assert os.listdir(tmp_path) == ["a.dfc"]
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".bmp", ".gif", ".jp2", ".jpg", ".pdf", ".png", ".ppm", ".tif", ".webp"])
+def test_formats_that_hold_the_picture_are_taken(suffix):
+    check_picture_format(Path(f"out{suffix}"), 96, 64)
+
+
+def test_large_pictures_fit_into_png(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    check_picture_format(Path("out.png"), 70_000, 1)
 
 
 def test_existing_output_stays_and_is_noticed_before_the_model_loads(run, picture, coded, tmp_path, monkeypatch):

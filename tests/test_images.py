@@ -195,10 +195,8 @@ def test_colour_profiles():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     got, notes = bytes_of(through_a_file(image, icc_profile=srgb))
     assert np.array_equal(got, np.asarray(image)) and notes == []
-    for mode, profile in [("RGB", b"garbage"), ("L", swapped_profile())]:  # unreadable, and of another colour space
-        got, notes = bytes_of(through_a_file(image.convert(mode), icc_profile=profile))
-        assert np.array_equal(got, np.asarray(image.convert(mode).convert("RGB")))
-        assert "colour profile could not be applied; colours taken as sRGB" in notes
+    got, notes = bytes_of(through_a_file(image, icc_profile=b"garbage"))
+    assert np.array_equal(got, np.asarray(image)) and notes == ["colour profile could not be applied; colours taken as sRGB"]
 
 
 def test_frames_are_noted():
@@ -218,7 +216,6 @@ def test_frames_are_noted():
         (np.zeros((0, 2), dtype=np.uint8), r"\(0, 2, 1\)"),
         (np.zeros(2, dtype=np.uint8), r"\(2,\)"),
         (torch.zeros(2, 2), r"\(2, 2\)"),
-        (Image.new("LAB", (1, 1)), "LAB"),
         (Image.new("I", (1, 1), 70_000), "70000"),
         (Image.new("RGB", (0, 3)), "shape"),
         ("picture.png", "str"),
@@ -299,15 +296,9 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", [*Image.MODES, "I;16", "I;16B", "I;16L"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
-def test_every_mode_of_pillow_is_taken_or_refused(mode, size):
-    """A picture in [-1, 1], or ValueError; nothing else."""
-    image = Image.new(mode, size)
-    if mode in ("LAB", "La"):
-        with pytest.raises(ValueError, match=mode):
-            to_tensor(image)
-    else:
-        x, _ = to_tensor(image)
-        assert x.shape == (3, size[1], size[0]) and x.abs().max() <= 1
+def test_every_mode_of_pillow_is_taken(mode, size):
+    x, _ = to_tensor(Image.new(mode, size))
+    assert x.shape == (3, size[1], size[0]) and x.abs().max() <= 1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), -1e-3, 1.001, 1e30])

@@ -1,8 +1,10 @@
 """Pillow reads and writes compressed files as it does its own formats."""
 
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from diffusers_compress.format import container
 @pytest.fixture
 def registered(tiny_sd_folder, monkeypatch):
     """Both codecs, DiffC first; Pillow forgets them afterwards."""
+    Image.init()  # or what a test imports is registered in the copies, and lost
     for name in ("OPEN", "SAVE", "EXTENSION", "MIME", "ID"):
         monkeypatch.setattr(Image, name, getattr(Image, name).copy())
+    monkeypatch.setattr(Image.Image, "save", Image.Image.save)
     monkeypatch.setattr(pil, "registered", {})
     pipes = {"diffc": DiffCPipeline.from_pretrained(tiny_sd_folder), "relic": RelicPipeline.from_pretrained(tiny_sd_folder)}
     for pipe in pipes.values():
@@ -37,6 +41,39 @@ def test_save_and_open(registered, photo, tmp_path, codec):
         again = image.convert("RGB")
     expected = registered[codec].decompress(data, num_inference_steps=2).images[0]
     assert np.abs(np.asarray(again, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["photo.dfc", b"photo.DFC", Path("photo.dfc"), "photo"])
+def test_a_failed_save_leaves_the_old_file_whole(registered, photo, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path, format = Path(os.fsdecode(name)), None if name != "photo" else "DFC"
+    path.write_bytes(b"the old file")
+    for bad in ({}, {"bpp": -1}, {"bpp": 0.1, "no_such_option": 1}, {"bpp": 0.1, "codec": "jpeg"}):
+        with pytest.raises((ValueError, TypeError)):
+            photo.save(name, format, **bad)
+        assert path.read_bytes() == b"the old file" and os.listdir() == [path.name]
+    photo.save(name, format, bpp=0.15)
+    assert path.read_bytes() == registered["diffc"].compress(photo, target_bpp=0.15).bitstreams[0] and os.listdir() == [path.name]
+
+
+def test_a_failed_save_leaves_no_new_file(registered, photo, tmp_path):
+    with pytest.raises(ValueError):
+        photo.save(tmp_path / "photo.dfc")
+    assert not os.listdir(tmp_path)
+
+
+def test_other_formats_are_saved_as_before(registered, photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    photo.save(tmp_path / "photo.dfc", format="PNG")
+    assert (tmp_path / "photo.png").read_bytes() == (tmp_path / "photo.dfc").read_bytes()
+    with pytest.raises(ValueError, match="unknown file extension"):
+        photo.save(tmp_path / "photo.nothing")
+
+
+def test_registering_twice_wraps_save_once(registered):
+    save = Image.Image.save
+    pil.register(registered["relic"])
+    assert Image.Image.save is save
 
 
 def test_file_objects_copies_and_other_modes(registered, photo):

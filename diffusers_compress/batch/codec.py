@@ -3,10 +3,12 @@
 import inspect
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from diffusers_compress import images
 from diffusers_compress.errors import LimitExceeded
 from diffusers_compress.files import PICTURE_SUFFIXES, png
 from diffusers_compress.format.container import read_header
@@ -67,14 +69,11 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def load_picture(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:
-        raise ValueError("not a picture that Pillow can read") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise LimitExceeded(f"{image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")
-    image.load()
-    return image
+    with suppress(UnidentifiedImageError):  # below it is said better
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise LimitExceeded(f"{image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")
+    return images.read_image(data)
 
 
 def file_size(file: BinaryIO) -> tuple[int, int]:

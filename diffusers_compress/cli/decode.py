@@ -20,7 +20,7 @@ from diffusers_compress.cli.options import (
     Steps,
     Target,
 )
-from diffusers_compress.cli.paths import check_picture_suffix, check_target, picture_bytes, read_input, write_output
+from diffusers_compress.cli.paths import check_picture_format, check_target, picture_bytes, read_input, write_output
 from diffusers_compress.cli.terminal import phase, say
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 
@@ -43,9 +43,9 @@ def decode_command(
 ):
     """Decompress a file to a picture, in the format that the suffix of OUT says; PNG to stdout."""
     check_target(target, source, force)
-    check_picture_suffix(target)
     data, limits = read_input(source), Limits(pixels=max_pixels)
     facts = describe(data, limits)
+    check_picture_format(target, facts["width"], facts["height"])
     codec = facts["codec"].lower()
     pipe = loading.load(model, device, dtype, codec, facts.get("preset"))
     options = decoding(reconstruction, preview, steps, guidance, seed)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -51,11 +52,30 @@ def check_overwrite(target: Path, source: Path, force: bool):
             raise FileExistsError(f"{target}: exists already; --force overwrites it")
 
 
-def check_picture_suffix(target: Path):
-    """ValueError unless Pillow writes pictures with this suffix."""
+def check_picture_format(target: Path, width: int, height: int):
+    """Before any work: ValueError unless the format that the suffix of `target` says can hold an RGB picture of this size.
+
+    Tries it with a black picture, for want of a table: some formats refuse large pictures (.webp), some shrink them without a word
+    (.ico), some take no colours (.xbm), some have no writer at all (.h5).
+    """
     Image.init()
-    if target != DASH and Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+    format = "PNG" if target == DASH else Image.registered_extensions().get(target.suffix.lower())
+    if format not in Image.SAVE:
         raise ValueError(f"{target}: no picture format has the suffix {target.suffix!r}; .png is one")
+    try:
+        file = BytesIO(picture_bytes(Image.new("RGB", (width, height)), target))
+    except Exception as error:  # Pillow's writers raise many kinds
+        raise ValueError(f"{target}: {format} cannot hold a picture of {width}x{height} pixels ({error}); .png can") from error
+    if format not in Image.OPEN:  # Pillow only writes it, such as PDF
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            kept = Image.open(file).size
+        except Image.DecompressionBombError:  # it was written, and large
+            return
+    if kept != (width, height):
+        raise ValueError(f"{target}: {format} would shrink {width}x{height} pixels to {kept[0]}x{kept[1]}; .png keeps them")
 
 
 def picture_bytes(image: Image.Image, target: Path) -> bytes:

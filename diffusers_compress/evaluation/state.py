@@ -13,7 +13,7 @@ from diffusers_compress.evaluation.baselines import BASELINES
 LIBRARIES = """diffusers_compress torch torchvision diffusers transformers constriction numpy Pillow imagecodecs torchmetrics
 torch-fidelity open_clip_torch bjontegaard""".split()
 NO_PART_OF_IT = {"cli", "report.py", "batch", "hub.py", "calibration.py"}  # of what decides a row
-MEASURING = {"evaluation", "metrics", "files.py", "images.py"}  # what decides a row of another codec
+MEASURING = {"evaluation", "metrics", "files.py", "images"}  # what decides a row of another codec
 
 
 @cache
