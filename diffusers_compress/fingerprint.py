@@ -1,55 +1,213 @@
-"""Four bytes that tell one set of weights from another, whatever their floating-point type or device."""
+"""Four bytes that tell one set of weights from another, whatever their names, floating-point type or device."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from accelerate.utils.modeling import get_state_dict_offloaded_model
+from accelerate.utils import named_module_tensors
+from safetensors import safe_open
+from torch import Tensor, nn
 
-SAMPLES = 65_536
+SAMPLES = 16_384
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
+# Hooks of diffusers that leave a module's output as it is. All others skip or reuse parts of the computation.
+HARMLESS_HOOKS = {
+    *("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading", "layerwise_casting", "peft_autocast_disable")
+}
 
 
-def fingerprint(modules: Mapping[str, torch.nn.Module], config: Mapping) -> bytes:
-    """4 bytes from names, shapes and signs of the weights of `modules`, and from `config`, the plain values that decide decoding.
+def fingerprint(modules: Mapping[str, nn.Module], config: Mapping, fused: bool = False) -> bytes:
+    """4 bytes from the shapes and signs of the weights that compute, and from `config`, the plain values that decide decoding.
 
-    A weight's sign bit survives rounding to any narrower IEEE-like type, underflow to -0.0 included, so float32, float16 and
-    bfloat16 loads of the same weights agree. At most 65,536 evenly spaced elements of each tensor count. A change that flips none
-    of their signs, such as a rescaled layer, goes unseen: no threshold other than zero is safe from rounding. This guards against
-    mistakes, not forgery. ValueError if weights are on the meta device, or if `config` holds anything but plain values.
+    A weight's sign bit survives rounding to any narrower IEEE-like type, underflow to -0.0 included, so float32, float16 and bfloat16
+    loads of the same weights agree. At most 16,384 evenly spaced elements of each tensor count. The names and order of tensors and
+    adapters do not, nor does where the weights are kept. A change that flips no sampled sign, such as a rescaled layer, goes unseen: no
+    threshold other than zero is safe from rounding. This guards against mistakes, not forgery.
+
+    Args:
+        modules: the model's networks by component name.
+        config: numbers, strings, lists, dictionaries and None.
+        fused: what the fingerprint would be if the active PEFT adapters were merged into the weights, in the type they have now; those
+            of layers whose weights are offloaded one by one or in groups stay as they are.
+
+    Raises:
+        ValueError: for weights that have no values here or that cannot be read, for a network whose output depends on more than a file
+            says, and for `config` with other values.
     """
-    digest = hashlib.blake2b(digest_size=4)
-    digest.update(_json(dict(config)))
+    digest = hashlib.blake2b(_json(dict(config)), digest_size=4)
     for component, module in sorted(modules.items()):
-        # Prefixes that depend on torch.compile and on the version of transformers, not on what the module computes.
-        state = _state(module).items()
-        weights = {name.replace("_orig_mod.", "").replace("text_model.", ""): tensor for name, tensor in state}
-        for name, tensor in sorted(weights.items()):
-            if tensor.is_meta:
-                raise ValueError(f"{component}.{name} is on the meta device and has no values; load the weights")
-            digest.update(_json([component, name, list(tensor.shape)]))
-            digest.update(_samples(tensor))
+        digest.update(_json([component, *_free_u(module)]))
+        weights = list(_weights(component, module, fused))
+        samples = _samples([tensor for tensor, _ in weights])
+        # A set: tied weights stand in the state dictionary once or twice, as the library pleases.
+        each = {hashlib.blake2b(_json(facts) + signs, digest_size=16).digest() for (_, facts), signs in zip(weights, samples)}
+        digest.update(b"".join(sorted(each)))
     return digest.digest()
 
 
-def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dictionary, also of a module whose weights sequential offloading keeps elsewhere."""
-    if any(hasattr(part, "_hf_hook") and any(p.is_meta for p in part.parameters(recurse=False)) for part in module.modules()):
-        return get_state_dict_offloaded_model(module)
-    return module.state_dict()
+def has_adapters(modules: Mapping[str, nn.Module]) -> bool:
+    """Whether PEFT adapters that are not fused compute in any of these networks."""
+    layers = [layer for module in modules.values() for layer in _tuner_layers(dict(module.named_modules())).values()]
+    return any(map(_active, layers))
 
 
-def _samples(tensor: torch.Tensor) -> bytes:
-    """Sign bits of a floating-point tensor, raw little-endian elements of any other, thinned out by an odd stride."""
-    if not isinstance(tensor, torch.nn.Parameter) and type(tensor) is not torch.Tensor:
-        tensor = tensor.dequantize()  # a quantization library's own class
-    stride = -(-tensor.numel() // SAMPLES) | 1  # odd: an even one would meet the same columns of a matrix again and again
-    tensor = tensor.detach().reshape(-1)[::stride]
-    if tensor.is_floating_point():
-        return np.packbits(torch.signbit(tensor.float()).cpu().numpy()).tobytes()
-    elements = tensor.cpu().numpy()
-    return elements.astype(elements.dtype.newbyteorder("<")).tobytes()
+# --------------------------------------------------------------------------------------------------- the weights that compute
+
+
+def _weights(component: str, module: nn.Module, fused: bool) -> Iterator[tuple[Tensor, list]]:
+    """Each tensor that takes part in the computation, with what else counts of it: its shape and, where there are such, the kind
+    and scale of its adapter, and the name of a type that is narrower than 16 bits."""
+    parts = dict(module.named_modules())
+    _check_calls(component, module, parts)
+    state, adapters = _values(module, parts), {}
+    for path, layer in _tuner_layers(parts).items():
+        active = _active(layer)
+        if fused and active and not any(_hooks(part) or hasattr(part, "_hf_hook") for part in layer.modules()):
+            layer_fused = copy.deepcopy(layer)  # PEFT's own arithmetic, in the type of the weights
+            layer_fused.merge()
+            base = {f"{path}.base_layer.{name}": tensor for name, tensor in layer_fused.get_base_layer().state_dict().items()}
+            state, active = state | base, {}
+        for kind in layer.adapter_layer_names:
+            for name in getattr(layer, kind, {}):
+                adapters[f"{path}.{kind}.{name}"] = [kind, f"{active[name]:.6g}"] if name in active else None
+    for name, tensor in state.items():
+        what = f"{component}.{name}"
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"{what} is packed in a way that cannot be read back, as by torch's quantize_dynamic; load the model as it was saved, "
+                "or quantize it with torchao's quantize_"
+            )
+        if tensor.is_meta:
+            raise ValueError(f"{what} is on the meta device and has no values; load the weights")
+        adapter = next((adapters[prefix] for prefix in _prefixes(name) if prefix in adapters), [])
+        if adapter is not None:
+            tensor, kind = _plain(what, tensor)
+            yield tensor, [list(tensor.shape), *adapter, *kind]
+
+
+def _values(module: nn.Module, parts: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The state dictionary, with values that offloading keeps elsewhere: accelerate in a mapping, diffusers' groups in a file."""
+    state, names, files = module.state_dict(), {}, {}
+    for kind in (module.named_parameters, module.named_buffers):
+        for name, tensor in kind(remove_duplicate=False):  # a tied weight has several
+            names.setdefault(id(tensor), []).append(name)
+    for path, part in parts.items():
+        hook = getattr(part, "_hf_hook", None)
+        for hook in getattr(hook, "hooks", [hook]):
+            if getattr(hook, "weights_map", None) is not None:
+                for name, tensor in named_module_tensors(part, recurse=hook.place_submodules):
+                    if tensor.is_meta:
+                        state[f"{path}.{name}".lstrip(".")] = hook.weights_map[name]
+        group = getattr(_hooks(part).get("group_offloading"), "group", None)
+        if group is not None and group._is_offloaded_to_disk:  # what the parameters hold is memory that nobody filled
+            with safe_open(group.safetensors_file_path, "pt") as file:
+                for tensor, key in group.tensor_to_key.items():
+                    if files.setdefault(id(tensor), group.safetensors_file_path) != group.safetensors_file_path:
+                        raise ValueError(
+                            f"{names[id(tensor)][0]} is a tied weight, of which diffusers' group offloading to disk writes a second "
+                            "file after the values are gone; offload to memory"
+                        )
+                    for name in names.get(id(tensor), []):
+                        if name in state:  # some buffers are not
+                            state[name] = file.get_tensor(key)
+    return state
+
+
+def _plain(what: str, tensor: Tensor) -> tuple[Tensor, list[str]]:
+    """An ordinary tensor with the same values, and the name of its kind if it is narrower than 16 bits."""
+    tensor = tensor.detach()
+    if type(tensor).dequantize is not Tensor.dequantize or tensor.is_quantized:
+        return tensor.dequantize(), ["quantized"]
+    if hasattr(tensor, "__tensor_flatten__"):
+        raise ValueError(f"{what} is a {type(tensor).__name__}, whose values cannot be read here; load the model as ordinary tensors")
+    narrow = tensor.is_floating_point() and tensor.element_size() < 2
+    return tensor.as_subclass(Tensor), [str(tensor.dtype).removeprefix("torch.")] if narrow else []
+
+
+def _tuner_layers(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The layers that PEFT put in the place of others, by name. ValueError for a kind whose state is unknown."""
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = {}
+    for path, layer in parts.items():
+        if isinstance(layer, AuxiliaryTrainingWrapper):
+            raise ValueError(f"{path} is PEFT's {type(layer).__name__}, which is not supported; merge the adapter into the model first")
+        if isinstance(layer, BaseTunerLayer):
+            if layer.merged and layer.disable_adapters:
+                layer.unmerge()  # as it would at its next call
+            layers[path] = layer
+    return layers
+
+
+def _active(layer: nn.Module) -> dict[str, float]:
+    """The adapters of a PEFT layer that it adds to its base when it is called, with their scales."""
+    if layer.merged or layer.disable_adapters:
+        return {}
+    scaling = getattr(layer, "scaling", {})
+    present = {name for kind in layer.adapter_layer_names for name in getattr(layer, kind, {})}
+    scales = {name: float(scaling.get(name, 1)) for name in layer.active_adapters if name in present}
+    return {name: scale for name, scale in scales.items() if scale}
+
+
+# ------------------------------------------------------------------------------------------------ what else decides the output
+
+
+def _hooks(module: nn.Module) -> dict[str, object]:
+    return getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+
+
+def _check_calls(component: str, module: nn.Module, parts: dict[str, nn.Module]) -> None:
+    """ValueError for a network that needs more than a file says, or does not compute all of its output at each call."""
+    if getattr(getattr(module, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj":
+        raise ValueError(f"{component} expects a picture as a prompt (IP-Adapter), which no file holds; call unload_ip_adapter()")
+    names = {name for part in parts.values() for name in _hooks(part)} - HARMLESS_HOOKS
+    if names:
+        raise ValueError(
+            f"{component} has the hook {min(names)} of diffusers, with which its output depends on earlier calls or leaves layers out; "
+            f"files would not decode elsewhere: call {component}.disable_cache(), or load the model again"
+        )
+
+
+def _free_u(module: nn.Module) -> list[float]:
+    """The factors of FreeU (Si et al. 2023), if they are in use: `unet.enable_freeu`."""
+    blocks = getattr(module, "up_blocks", None) or [None]
+    factors = [getattr(blocks[0], name, None) for name in ("s1", "s2", "b1", "b2")]
+    return factors if all(factors) else []
+
+
+# ------------------------------------------------------------------------------------------------------------------- bytes
+
+
+def _samples(tensors: list[Tensor]) -> list[bytes]:
+    """Of each tensor the elements 0, s, 2s, ... with the smallest odd s that leaves at most 16,384: sign bits of a floating-point
+    type, raw little-endian elements of any other. One copy to the CPU for all tensors of a type and device."""
+    groups, found = {}, [b""] * len(tensors)
+    for i, tensor in enumerate(tensors):
+        stride = -(-tensor.numel() // SAMPLES) | 1  # odd: an even one would meet the same columns of a matrix again and again
+        groups.setdefault((tensor.device, tensor.dtype), []).append((i, tensor.reshape(-1)[::stride]))
+    for (_, dtype), group in groups.items():
+        together = torch.cat([sample for _, sample in group])
+        if dtype.is_floating_point:
+            together = together.view(INTEGERS[dtype.itemsize]) < 0  # the sign bit, whatever the processor does to subnormal numbers
+        elements = together.cpu().numpy()
+        ends = np.cumsum([len(sample) for _, sample in group])
+        for (i, _), own in zip(group, np.split(elements, ends)):
+            found[i] = (np.packbits(own) if dtype.is_floating_point else own.astype(own.dtype.newbyteorder("<"))).tobytes()
+    return found
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """The name, then all that it lies in: a.b.c, a.b, a."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def _json(value) -> bytes:

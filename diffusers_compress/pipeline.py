@@ -14,7 +14,7 @@ from diffusers_compress import hub, images
 from diffusers_compress.diffusion import families, schedule, solvers
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.errors import WrongModel
-from diffusers_compress.fingerprint import fingerprint
+from diffusers_compress.fingerprint import fingerprint, has_adapters
 from diffusers_compress.format.container import CODECS, Header
 
 # What a pipeline may lack: families differ in their components, and most models have none of ours.
@@ -178,8 +178,9 @@ class LatentCodecMixin:
         rows, columns = (-(-side // (self.vae_scale_factor * family.patch)) * family.patch for side in (height, width))
         return family.channels, rows, columns
 
-    def fingerprint(self, own_components: dict | None = None, own_config: dict | None = None) -> bytes:
-        """Four bytes that tell this model from others: signs of the weights, noise schedule, scale of the latents, a codec's own."""
+    def fingerprint(self, own_components: dict | None = None, own_config: dict | None = None, fused: bool = False) -> bytes:
+        """Four bytes that tell this model from others: signs of the weights, noise schedule, scale of the latents, words that were
+        added to the tokenizer, a codec's own. fused: as if `fuse_lora` had been called on the active adapters."""
         family, config = self.family, self.scheduler.config
         if family.flow:
             levels = {"num_train_timesteps": config.num_train_timesteps, "prediction_type": schedule.FLOW}
@@ -187,9 +188,21 @@ class LatentCodecMixin:
             names = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"]
             levels = {name: config.get(name) for name in names}
             levels["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr"))
-        modules = {name: getattr(self, name) for name in (*family.parts, *family.optional)}
-        modules = {name: module for name, module in modules.items() if isinstance(module, torch.nn.Module)}
-        return fingerprint(modules | (own_components or {}), levels | family.identity() | (own_config or {}))
+        config = levels | family.identity() | self.added_words() | (own_config or {})
+        return fingerprint(self.networks() | (own_components or {}), config, fused)
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """The components of the family that have weights."""
+        parts = {name: getattr(self, name) for name in (*self.family.parts, *self.family.optional)}
+        return {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+
+    def added_words(self) -> dict[str, dict[str, int]]:
+        """By tokenizer, the words that textual inversion or the user added to it, with their numbers; {} if there are none."""
+        found = {}
+        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+            added = getattr(getattr(self, name, None), "added_tokens_decoder", {})
+            found[name] = {token.content: number for number, token in added.items() if not token.special}
+        return {name: words for name, words in found.items() if words}
 
     def relatives(self) -> dict[bytes, str]:
         """Fingerprints that this model had before something was added to it -> words for that."""
@@ -197,10 +210,15 @@ class LatentCodecMixin:
 
     def check_model(self, headers: list[Header], allow_other_model: bool) -> None:
         """WrongModel if a file was made with other weights, unless that is allowed."""
+        if allow_other_model:
+            return
         identity = self.fingerprint()
-        for header in headers:
-            if header.fingerprint != identity and not allow_other_model:
-                raise WrongModel(self.mismatch(header, identity))
+        others = [header for header in headers if header.fingerprint != identity]
+        if others and has_adapters(self.networks()):  # which the encoder may have fused
+            fused = self.fingerprint(fused=True)
+            others = [header for header in others if header.fingerprint != fused]
+        if others:
+            raise WrongModel(self.mismatch(others[0], identity))
 
     def mismatch(self, header: Header, identity: bytes) -> str:
         """What a file was made with, what is here, and what to do."""

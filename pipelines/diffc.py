@@ -320,10 +320,10 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
     def error_calibration(self) -> dict | None:
         return (self.config.calibration or {}).get("error")
 
-    def fingerprint(self, with_head: bool = True, with_calibration: bool = True) -> bytes:
+    def fingerprint(self, with_head: bool = True, with_calibration: bool = True, fused: bool = False) -> bytes:
         """Four bytes that tell this model from others: what `LatentCodecMixin.fingerprint` says, the variance head, the calibration."""
         head = {"variance_head": self.variance_head} if with_head and self.variance_head is not None else {}
-        return super().fingerprint(head, {"error": self.error_calibration() if with_calibration else None})
+        return super().fingerprint(head, {"error": self.error_calibration() if with_calibration else None}, fused)
 
     def relatives(self) -> dict[bytes, str]:
         return {

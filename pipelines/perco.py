@@ -299,10 +299,10 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         """Stable Diffusion's, but that the UNet sees more channels."""
         return StableDiffusion(self)
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self, fused: bool = False) -> bytes:
         """Four bytes that tell this model from others, its codebook's law and its tokenizer's vocabulary included."""
         config = {"law": self.hyper_encoder.law().identity(), "vocabulary": vocabulary_of(self.tokenizer).identity}
-        return super().fingerprint({"hyper_encoder": self.hyper_encoder}, config)
+        return super().fingerprint({"hyper_encoder": self.hyper_encoder}, config, fused)
 
 
 def check_compress_arguments(target_bpp, max_bytes, prompts, captioner, seed, pictures):

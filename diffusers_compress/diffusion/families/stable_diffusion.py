@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
 from diffusers_compress.diffusion.families.common import config_of
@@ -62,5 +63,6 @@ class StableDiffusion:
         """Token ids [B, length] of a tokenizer; by default as many as its model takes."""
         tokenizer = getattr(self.pipe, tokenizer)
         length = length or tokenizer.model_max_length
+        prompts = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)  # a word may stand for several vectors
         ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
         return ids.to(self.pipe._execution_device)
