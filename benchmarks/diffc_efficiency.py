@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from diffusers_compress import DiffCPipeline, embedded_model, images
+from diffusers_compress import DiffCPipeline, contract, embedded_model, images
 from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc import loop
 from diffusers_compress.codecs.diffc.rate import overhead
@@ -109,7 +109,7 @@ def published(pipe, image, targets, seed):
     """For each target in bpp the first step of the stream that reaches it: [{calls, bytes, psnr}]."""
     noise = schedule.from_scheduler(pipe.scheduler)
     x_0 = pipe.encode_picture(images.pad(images.to_tensor(image)[0][None], pipe.vae_scale_factor))
-    header = container.Header(container.DIFFC, image.width, image.height, bytes(4), b"")
+    header = container.Header(contract.DIFFC, image.width, image.height, bytes(4), b"")
     empty, sender, points = overhead(header, diffc_format.Parameters(2, 0)), PublishedSender(noise, x_0), []
     embeds = pipe.encode_prompt([""])
 

@@ -16,6 +16,7 @@ import atheris
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 with atheris.instrument_imports(include=["diffusers_compress"]):
+    from diffusers_compress import contract
     from diffusers_compress.codecs.diffc import format as diffc_format
     from diffusers_compress.codecs.perco import format as perco_format
     from diffusers_compress.codecs.perco.payload import decode_caption, unpack_payload
@@ -41,11 +42,11 @@ def read(data):
     parsed(data)
     header, _ = container.read_header(data, LIMITS)
     shape = 4, -(-header.height // 8), -(-header.width // 8)
-    if header.codec == container.RELIC:
+    if header.codec == contract.RELIC:
         _, parameters, payload = relic_format.read_file(data, LIMITS)
         statistics = {"mean": [0.0] * 4, "std": [1.0] * 4}
         EntropyModel(statistics).receive(Quantizer(parameters, statistics, shape), payload)
-    elif header.codec == container.PERCO:
+    elif header.codec == contract.PERCO:
         _, parameters, payload = perco_format.read_file(data, LIMITS)
         grid = tuple(-(-side // parameters.stride) for side in shape[1:])
         caption = lambda decoder: decode_caption(parameters.caption, decoder, VOCABULARY, LIMITS)  # noqa: E731

@@ -35,6 +35,7 @@ import torch
 from diffc_efficiency import PublishedChannel
 from diffusers import DDIMScheduler
 
+from diffusers_compress import contract
 from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc import loop, reference
 from diffusers_compress.coding import dct, index_payload, randomness
@@ -137,7 +138,7 @@ def code(noise, power, x_0, name, kind, steps, end_snr, seed):
         channel = replace(CHANNELS[number], wide=wide) if CHANNELS[number].wide else CHANNELS[number]
     useful = float(torch.log2(1 + end_snr * power).sum()) / 2
     budget = diffc_format.nearest(channel.budget(useful / steps), diffc_format.BUDGET_DIGITS)
-    header = container.Header(container.DIFFC, 8 * power.shape[-1], 8 * power.shape[-2], bytes(4), b"")
+    header = container.Header(contract.DIFFC, 8 * power.shape[-1], 8 * power.shape[-2], bytes(4), b"")
     sender = loop.Sender(noise, x_0, header, diffc_format.Parameters(number, budget), 0, steps, math.inf)
     sender.channel = channel
     x_0_hat = estimate(noise, power, channel, sender, kind, seed)

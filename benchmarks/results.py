@@ -13,8 +13,9 @@ import torch
 from rich.progress import Progress
 
 from diffusers_compress import embedded_model, images, metrics
+from diffusers_compress.contract import CODECS
 from diffusers_compress.evaluation.baselines import BASELINES
-from diffusers_compress.evaluation.codec import PIPELINES, load_pipeline, parse_codec
+from diffusers_compress.evaluation.codec import load_pipeline, parse_codec
 from diffusers_compress.evaluation.report import (
     bd_rates,
     bd_table,
@@ -72,7 +73,7 @@ def measure(folder, out, args):
     """Rows of our codecs and of today's."""
     rows = []
     for names, rates in MEASURED:
-        codecs = [parse_codec(name, embedded_model(name)) for name in names]
+        codecs = [parse_codec(name, embedded_model(key) if (key := name.partition(":")[0]) in CODECS else "") for name in names]
         with Progress() as bar:
             task = bar.add_task(f"{folder.name}: {codecs[0].label}, ...", total=None)
             show = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
@@ -99,8 +100,8 @@ def section(title, folder, out, args):
     write_report(folder, out, rows, COMMAND.format(jobs=args.jobs), anchor=ANCHOR)
     summary = summarise(rows)
     names = [name for name in measured(summary) if name != "hf_ratio"]
-    over = sum(not row.get("reached") for row in rows if row["codec"].partition(":")[0] in PIPELINES)
-    ours = sum(row["codec"].partition(":")[0] in PIPELINES for row in rows)
+    over = sum(not row.get("reached") for row in rows if row["codec"].partition(":")[0] in CODECS)
+    ours = sum(row["codec"].partition(":")[0] in CODECS for row in rows)
     missing = sorted({note for row in rows for note in row.get("note", "").split("; ") if note})
     return [
         f"## {title}",

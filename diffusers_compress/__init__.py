@@ -1,15 +1,14 @@
 """Image compression with pretrained diffusion models, as diffusers pipelines."""
 
 from importlib import import_module
-from pathlib import Path
+
+from diffusers_compress.contract import CODECS, DEFAULT
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it. Resolved at first use, so that a shell command answers without loading torch.
 _DEFINED_IN = {
-    "DiffCPipeline": "pipelines.diffc",
-    "RelicPipeline": "pipelines.relic",
-    "PerCoPipeline": "pipelines.perco",
+    **{codec.pipeline.partition(":")[2]: codec.pipeline.partition(":")[0].partition(".")[2] for codec in CODECS.values()},
     "VarianceHead": "models.variance_head",
     "HyperPrior": "models.hyperprior",
     "HyperEncoder": "models.hyper_encoder",
@@ -31,10 +30,10 @@ __all__ = ["__version__", "embedded_model"]
 __all__.extend(_DEFINED_IN)
 
 
-def embedded_model(codec: str = "diffc") -> str:
-    """Folder of the small Stable-Diffusion model that ships with the package, for `from_pretrained`; for codec "perco" that of what was
-    trained over it, two presets."""
-    return str(Path(__file__).parent / "embedded" / ("perco" if codec == "perco" else "model"))
+def embedded_model(codec: str = DEFAULT) -> str:
+    """Folder of the small Stable-Diffusion model that ships with the package, for `from_pretrained`, or of what was trained over it for
+    this codec, such as "perco"."""
+    return CODECS[codec].embedded_model()
 
 
 def __getattr__(name: str):

@@ -11,6 +11,8 @@ from typing import IO
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageFile
 
+from diffusers_compress.codecs import codec_of
+from diffusers_compress.contract import key_of
 from diffusers_compress.files import write_file
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import DEFAULT_LIMITS
@@ -24,9 +26,9 @@ def register(pipe: DiffusionPipeline, **options) -> None:
     """Let Pillow read files of this pipeline's codec and model, and write such files.
 
     Call it once for each codec. `options` are those of `pipe.decompress`, such as num_inference_steps. To `save` belong those of
-    `pipe.compress`, with `bpp` for `target_bpp`, and `codec="relic"` where several are registered.
+    `pipe.compress`, with `bpp` for `target_bpp`, and `codec="..."`, a name in `contract.CODECS`, where several are registered.
     """
-    registered[type(pipe).__name__.removesuffix("Pipeline").lower()] = pipe, options
+    registered[key_of(pipe)] = pipe, options
     Image.register_open(FORMAT, CompressedImageFile, lambda prefix: prefix[0] == 0xDF and prefix[1] & 0xF0 == 0xC0)
     Image.register_save(FORMAT, save)
     Image.register_extension(FORMAT, SUFFIX)
@@ -64,9 +66,10 @@ class CompressedImageFile(ImageFile.ImageFile):
 
     def _open(self) -> None:
         self.data = self.fp.read()
-        header, _ = container.read_header(self.data, replace(DEFAULT_LIMITS, pixels=math.inf))
+        limits = replace(DEFAULT_LIMITS, pixels=math.inf)
+        header, _ = container.read_header(self.data, limits)
         self._mode, self._size = "RGB", (header.width, header.height)
-        self.codec = container.CODECS[header.codec].lower()
+        self.codec = codec_of(self.data, limits)
         self.info = {"codec": self.codec, "bpp": 8 * len(self.data) / (header.width * header.height)}
 
     def load(self):

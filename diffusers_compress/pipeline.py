@@ -11,11 +11,12 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from diffusers_compress import hub, images
+from diffusers_compress.contract import name_of
 from diffusers_compress.diffusion import families, schedule, solvers
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.fingerprint import fingerprint, has_adapters
-from diffusers_compress.format.container import CODECS, Header
+from diffusers_compress.format.container import Header
 
 # What a pipeline may lack: families differ in their components, and most models have none of ours.
 FAMILY_COMPONENTS = [
@@ -227,7 +228,7 @@ class LatentCodecMixin:
         if made_with in relatives:
             return f"the file was made with this model {relatives[made_with]} ({made_with.hex()}); {here}; load it so"
         return (
-            f"the {CODECS[header.codec]} file of {header.width}x{header.height} pixels was made with model {made_with.hex()}, {here}; "
+            f"the {name_of(header.codec)} file of {header.width}x{header.height} pixels was made with model {made_with.hex()}, {here}; "
             "`diffusers-compress info FILE --find FOLDER` looks for the right one; allow_other_model (--any-model) decodes to another picture"
         )
 

@@ -47,9 +47,10 @@ from diffusers_compress.codecs.diffc.rate import MIN_BUDGET, budget_to_fill, ove
 from diffusers_compress.coding import randomness
 from diffusers_compress.coding.channels import CHANNELS
 from diffusers_compress.coding.channels.trellis import Trellis
+from diffusers_compress.contract import DIFFC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.schedule import NoiseSchedule
-from diffusers_compress.format.container import DIFFC, Header
+from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models.variance_head import VarianceHead
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput

@@ -26,11 +26,12 @@ from diffusers_compress.codecs.perco.format import MAX_SEED, WORDS, Parameters, 
 from diffusers_compress.codecs.perco.payload import bits_of, choose_caption, decode_caption, pack_payload, unpack_payload
 from diffusers_compress.coding import randomness
 from diffusers_compress.coding.text import vocabulary_of
+from diffusers_compress.contract import PERCO
 from diffusers_compress.diffusion import solvers
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.format import container
-from diffusers_compress.format.container import PERCO, Header
+from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder

@@ -43,9 +43,10 @@ from diffusers_compress.codecs.relic.quantizer import Quantizer, level_at, power
 from diffusers_compress.codecs.relic.rate import File
 from diffusers_compress.codecs.relic.symbols import EntropyModel
 from diffusers_compress.coding.logistic import UNIT
+from diffusers_compress.contract import RELIC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.errors import Corrupt, WrongModel
-from diffusers_compress.format.container import RELIC, Header
+from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput

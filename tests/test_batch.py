@@ -22,15 +22,20 @@ import pytest
 from accelerate import PartialState
 from PIL import Image
 
-import diffusers_compress
-from diffusers_compress import batch, cli, images
+from diffusers_compress import batch, cli, contract, images
 from diffusers_compress.batch import walk, work
 from diffusers_compress.batch.manifest import MANIFEST, SETTINGS
 from diffusers_compress.cli import terminal
-from diffusers_compress.cli.batch import SOME_FAILED, named_value
-from diffusers_compress.cli.loading import PIPELINES
+from diffusers_compress.cli.batch import SOME_FAILED
+from diffusers_compress.cli.options import named_value
 from diffusers_compress.cli.terminal import progress_of
 from diffusers_compress.format import container
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """However slow this machine is now."""
+    monkeypatch.setattr(terminal, "INTERVAL", 1e6)
 
 
 class ToyPipeline:
@@ -50,7 +55,7 @@ class ToyPipeline:
         files = []
         for picture in pictures:
             payload = hashlib.sha256(picture.tobytes() + company).digest()
-            files.append(container.pack(container.Header(container.DIFFC, *picture.size, bytes(4), b""), payload))
+            files.append(container.pack(container.Header(contract.DIFFC, *picture.size, bytes(4), b""), payload))
         return SimpleNamespace(bitstreams=files, notes=[["toy"]] * len(files))
 
     def decompress(self, files, batch_size):
@@ -498,7 +503,7 @@ def test_the_command_is_the_pipelines_compress_and_decompress(photos, tiny_sd_fo
     assert run(photos, tmp_path / "coded", "--max-bytes", 120, *model) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path / 'coded'}: 3 of 3 pictures, ") and err == ""
-    pipe = getattr(diffusers_compress, PIPELINES[codec]).from_pretrained(tiny_sd_folder)
+    pipe = contract.CODECS[codec].pipeline_class().from_pretrained(tiny_sd_folder)
     expected = pipe.compress([Image.open(photos / f"{i}.png") for i in range(3)], max_bytes=120).bitstreams
     assert tree(tmp_path / "coded") == {f"{i}.dfc": data for i, data in enumerate(expected)}
 
@@ -517,11 +522,11 @@ def test_the_exit_status_tells_of_partial_failure(photos, tiny_sd_folder, tmp_pa
 
 
 def test_the_command_refuses_before_it_works(photos, tmp_path, capsys):
-    assert run(photos, tmp_path / "out") == 1
+    assert run(photos, tmp_path / "out") == 2
     assert "--bpp" in capsys.readouterr().err
-    assert run(photos, tmp_path / "out", "--bpp", 1, "--option", "colour=blue") == 1
-    assert "'colour'" in capsys.readouterr().err
-    assert run(photos, tmp_path / "out", "--bpp", 1, "--option", "colour") == 1
+    assert run(photos, tmp_path / "out", "--bpp", 1, "--option", "colour=blue") == 2
+    assert "--option colour: diffc" in capsys.readouterr().err
+    assert run(photos, tmp_path / "out", "--bpp", 1, "--option", "colour") == 2
     assert "NAME=VALUE" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -537,10 +542,13 @@ def test_an_option_is_a_number_where_it_reads_as_one():
     ]
 
 
-def test_progress_without_a_terminal_is_a_line_a_minute(capsys, monkeypatch):
-    clock = iter(range(0, 10_000, 25))
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
-    work = [(1, [i]) for i in range(8)]
-    assert list(progress_of(work, 8, "coding")) == work
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "INTERVAL", 0.01)
+    said, work = threading.Event(), [(1, [i]) for i in range(8)]
+    complain = terminal.complain
+    monkeypatch.setattr(
+        terminal, "complain", lambda line: (complain(line), said.set() if line.startswith("coding: 6 of 8") else None)
+    )
+    assert list((said.wait(60) if i == 5 else None, one)[1] for i, one in enumerate(progress_of(work, 8, "coding"))) == work
     lines = capsys.readouterr().err.splitlines()
-    assert lines and all(line.startswith("coding: ") and line.endswith("s left") for line in lines)
+    assert any(line.startswith("coding: 6 of 8, ") and " s left" in line for line in lines)

@@ -17,12 +17,18 @@ import torch
 from PIL import Image
 
 from diffusers_compress import DiffCPipeline, VarianceHead, __version__, calibration, cli, images
-from diffusers_compress.cli import loading
+from diffusers_compress.cli import loading, terminal
 from diffusers_compress.cli.calibrate import save_calibrated
 from diffusers_compress.cli.demo import DEMO_BPP, demo_photo
 from diffusers_compress.cli.paths import check_picture_format
 
 SETTINGS = ["--device", "cpu", "--dtype", "float32"]
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """However slow this machine is now."""
+    monkeypatch.setattr(terminal, "INTERVAL", 1e6)
 
 
 @pytest.fixture

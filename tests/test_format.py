@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusers_compress.contract import DIFFC
 from diffusers_compress.errors import BitstreamError, Corrupt, LimitExceeded, NotABitstream, UnsupportedVersion
 from diffusers_compress.files import _move_new, write_file
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter, read_varint, write_varint
-from diffusers_compress.format.container import DIFFC, Header, overhead, pack, read_header, read_payload
+from diffusers_compress.format.container import Header, overhead, pack, read_header, read_payload
 from diffusers_compress.format.limits import Limits
 
 HEADER = Header(DIFFC, 768, 512, b"\x01\x02\x03\x04", b"params")

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from lower layers and from its own folder only; a new one takes its place here.
 LAYERS = [
     {"_diffusers", "captions", "errors", "files", "fingerprint", "images", "metrics", "outputs"},
+    {"contract"},
     {"format"},
     {"coding"},
     {"diffusion"},
@@ -97,14 +98,15 @@ def test_outside_libraries_keep_to_their_rooms(module, path):
 
 def test_the_format_needs_the_standard_library_alone():
     package = ROOT / "diffusers_compress"
-    for path in [package / "errors.py", *(package / "format").glob("*.py")]:
+    for path in [package / "errors.py", package / "contract.py", *(package / "format").glob("*.py")]:
         outside = {name.split(".")[0] for name in imported_names(path.read_text(encoding="utf-8"))} - sys.stdlib_module_names
         assert outside <= {"diffusers_compress"}, path
 
 
 def test_the_package_itself_imports_the_standard_library_alone():
     source = (ROOT / "diffusers_compress" / "__init__.py").read_text(encoding="utf-8")
-    assert {name.split(".")[0] for name in imported_names(source)} <= sys.stdlib_module_names
+    outside = {name for name in imported_names(source) if name.split(".")[0] not in sys.stdlib_module_names}
+    assert {name.rpartition(".")[0] for name in outside} == {"diffusers_compress.contract"}
 
 
 def test_the_checks_see_what_they_forbid():

@@ -19,6 +19,7 @@ from diffusers_compress import (
     RelicPipeline,
     WrongModel,
     cli,
+    contract,
     evaluation,
     hub,
     images,
@@ -124,7 +125,7 @@ def test_lists_go_together_and_come_back_alone(pipe, photo, coded):
 def test_a_file_of_the_lowest_preset_has_at_most_115_bytes(tiny_sd_folder):
     """For 768x512 pixels: 12 x 8 cells of 8 bits, and 19 bytes around them, whatever the indices are."""
     pipe = make(tiny_sd_folder, 8, 256)
-    header = container.Header(container.PERCO, 768, 512, pipe.fingerprint(), b"")
+    header = container.Header(contract.PERCO, 768, 512, pipe.fingerprint(), b"")
     for seed in range(5):
         grid = np.random.default_rng(seed).integers(0, 256, (8, 12))
         data = pipe.file(header, grid, "", 0)
@@ -186,7 +187,7 @@ def test_the_picture_follows_the_grid(pipe, photo):
     data = pipe.compress(photo).bitstreams[0]
     header, parameters, payload = read_file(data)
     grid = (read(pipe, data)[0].numpy() + 31) % 64
-    other = pipe.file(container.Header(container.PERCO, *photo.size, header.fingerprint, b""), grid, "", 0)
+    other = pipe.file(container.Header(contract.PERCO, *photo.size, header.fingerprint, b""), grid, "", 0)
     assert np.abs(decoded(pipe, data) - decoded(pipe, other)).max() > 0.02
 
 

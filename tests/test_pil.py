@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, WrongModel, pil
+from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, WrongModel, contract, pil
 from diffusers_compress.format import container
 
 
@@ -104,7 +104,7 @@ def test_pillows_size_limits_hold(registered, photo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.width * photo.height // 2 - 1)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(data))
-    large = container.pack(container.Header(container.DIFFC, 60_000, 60_000, bytes(4), b""), b"")
+    large = container.pack(container.Header(contract.DIFFC, 60_000, 60_000, bytes(4), b""), b"")
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(large))
 

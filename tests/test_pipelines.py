@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_compress import Corrupt, DiffCPipeline, LimitExceeded, VarianceHead, WrongModel, calibration, images
+from diffusers_compress import Corrupt, DiffCPipeline, LimitExceeded, VarianceHead, WrongModel, calibration, contract, images
 from diffusers_compress.codecs.diffc import drift, loop, reference
 from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS, STRIDE_UNIT, Parameters, describe
@@ -188,7 +188,7 @@ def test_quality_is_the_timestep_where_the_stream_ends(informed, photo):
 @pytest.mark.parametrize("length", [0, 100, 123, 124, 125, 126, 4096])
 def test_overhead_counts_a_long_prompt(length):
     """From 128 bytes of parameters on their length takes two bytes."""
-    header, parameters = container.Header(container.DIFFC, 768, 512, bytes(4), b""), Parameters(1, 0, prompt="a" * length)
+    header, parameters = container.Header(contract.DIFFC, 768, 512, bytes(4), b""), Parameters(1, 0, prompt="a" * length)
     data = loop.Sender(None, None, header, parameters, 0, 1, float("inf")).file()
     assert overhead(header, parameters) == len(data)
     assert describe(data)["prompt"] == "a" * length
@@ -324,7 +324,7 @@ def test_a_second_process_decodes_the_same_picture(pipe, coded, tmp_path):
 
 def test_the_smallest_file_has_twenty_bytes(pipe):
     """768x512 has two-byte sides, like any picture from 128 to 16383 pixels."""
-    header = container.Header(container.DIFFC, 768, 512, bytes(4), b"")
+    header = container.Header(contract.DIFFC, 768, 512, bytes(4), b"")
     assert overhead(header, Parameters(1, 0)) == 20
 
 
@@ -496,7 +496,7 @@ def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):
     sender = loop.Sender(
         from_pure_noise(from_scheduler(pipe.scheduler)),
         None,
-        container.Header(container.DIFFC, 64, 64, bytes(4), b""),
+        container.Header(contract.DIFFC, 64, 64, bytes(4), b""),
         Parameters(2, 20, 20, [128, 128], check=0),
         0,
         2,

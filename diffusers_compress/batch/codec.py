@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from diffusers_compress import images
+from diffusers_compress.contract import unknown_options
 from diffusers_compress.errors import LimitExceeded
 from diffusers_compress.files import PICTURE_SUFFIXES, png
 from diffusers_compress.format.container import read_header
@@ -56,8 +57,8 @@ def decoder(pipe, batch_size: int, **options) -> Codec:
 
 def check_options(function: Callable, options: dict) -> None:
     """ValueError if the function does not know an option: before any work, not once for each picture."""
-    for name in options.keys() - (known := list(inspect.signature(function).parameters)):
-        raise ValueError(f"the codec has no option {name!r}, permitted are {', '.join(known)}")
+    for name in unknown_options(function, list(options)):
+        raise ValueError(f"the codec has no option {name!r}, permitted are {', '.join(inspect.signature(function).parameters)}")
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:

@@ -3,6 +3,7 @@ functions that need it, so that help and usage errors come at once."""
 
 import signal
 import sys
+import traceback
 import warnings
 from typing import Annotated
 
@@ -17,9 +18,9 @@ from diffusers_compress.cli.encode import encode_command
 from diffusers_compress.cli.eval import eval_command
 from diffusers_compress.cli.info import info_command
 from diffusers_compress.cli.push import push_command
-from diffusers_compress.cli.terminal import explain, let_go_of_stdout
+from diffusers_compress.cli.terminal import complain, explain, hold_closed_streams, let_go_of_stdout, status_of, tell
 
-app = typer.Typer(add_completion=False, help="Photos to small files and back with diffusion models.")
+app = typer.Typer(help="Photos to small files and back with diffusion models.")
 COMMANDS = {
     "encode": encode_command,
     "decode": decode_command,
@@ -35,9 +36,12 @@ for name, command in COMMANDS.items():
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False):
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show warnings, and the traceback of an error. Goes anywhere.")] = False,
+):
     if version:
-        print(f"diffusers-compress {__version__}")
+        tell(f"diffusers-compress {__version__}")
         raise typer.Exit
 
 
@@ -45,15 +49,26 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status. A failure prints one line to stderr."""
     if arguments is None:  # a process of its own: when it is told to end, it removes what it was about to write
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        hold_closed_streams()
+        for stream in (sys.stdout, sys.stderr):  # for the lines of libraries
+            if stream is not None:
+                stream.reconfigure(errors="backslashreplace")
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            if not debug:
+                warnings.simplefilter("ignore")
             command = typer.main.get_command(app)
-            status = command.main(arguments, prog_name="diffusers-compress", standalone_mode=False) or 0
-            sys.stdout.flush()
-            return status
+            return command.main(arguments, prog_name="diffusers-compress", standalone_mode=False) or 0
+    except BrokenPipeError:  # whoever reads what was asked for, such as help, has seen enough
+        return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a user gets a line, never a traceback
+        if debug:
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                complain(line)
+        complain(f"error: {explain(error)}")
+        return status_of(error)
+    finally:
         let_go_of_stdout()
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)

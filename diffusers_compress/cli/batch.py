@@ -1,8 +1,6 @@
 """The command `batch`."""
 
-import sys
 import time
-from ast import literal_eval
 from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
@@ -12,6 +10,7 @@ import typer
 
 from diffusers_compress.cli import loading
 from diffusers_compress.cli.options import (
+    RATES,
     Anew,
     BatchSize,
     Bpp,
@@ -26,9 +25,13 @@ from diffusers_compress.cli.options import (
     Preset,
     Quality,
     Tree,
-    chosen_rate,
+    check_known,
+    check_preset,
+    given_rates,
+    named_value,
 )
-from diffusers_compress.cli.terminal import progress_of
+from diffusers_compress.cli.terminal import complain, progress_of, say
+from diffusers_compress.contract import DEFAULT
 
 SOME_FAILED = 3  # exit status of a batch that was coded but for some pictures
 
@@ -37,7 +40,7 @@ def batch_command(
     source: Inputs,
     output: Tree,
     decode: Decode = False,
-    codec: CodecName = "diffc",
+    codec: CodecName = DEFAULT,
     bpp: Bpp = None,
     max_bytes: MaxBytes = None,
     quality: Quality = None,
@@ -53,7 +56,13 @@ def batch_command(
 
     `accelerate launch -m diffusers_compress.cli batch ...` shares the work among GPUs and machines.
     """
-    options = dict(map(named_value, option or [])) | ({} if decode else chosen_rate(bpp, max_bytes, quality, codec))
+    options = dict(map(named_value, option or []))
+    rates = zip(RATES, (bpp, max_bytes, quality))
+    rates = dict(rate for rate in rates if rate[1] is not None) if decode else given_rates(codec, bpp, max_bytes, quality)
+    check_preset(codec, preset)
+    typed = {f"--option {name}": name for name in options} | {rate: RATES[rate] for rate in rates}
+    check_known(codec, "decompress" if decode else "compress", typed)
+    options |= {RATES[rate]: value for rate, value in rates.items()}
     settings = {"input": source, "decode": decode, "codec": codec, "model": model, "dtype": dtype, "batch_size": batch_size}
     settings |= {"preset": preset} if preset else {}
 
@@ -82,22 +91,11 @@ def report(output: Path, rows: Iterable[dict], seconds: float) -> int:
         if row["error"]:
             failed += 1
             if failed <= 10:
-                print(f"failed: {row['source']}: {row['error']}", file=sys.stderr)
+                complain(f"failed: {row['source']}: {row['error']}")
         else:
             good, size, bpp = good + 1, size + row["bytes"], bpp + row["bpp"]
     if failed > 10:
-        print(f"and {failed - 10:,} more: see {output / 'manifest.jsonl'}", file=sys.stderr)
+        complain(f"and {failed - 10:,} more: see {output / 'manifest.jsonl'}")
     mean = f"{bpp / max(1, good):.4f} bpp on average"
-    print(f"{output}: {good:,} of {good + failed:,} pictures, {size:,} bytes, {mean}, {seconds:.1f} s")
+    say(output, f"{output}: {good:,} of {good + failed:,} pictures, {size:,} bytes, {mean}, {seconds:.1f} s")
     return failed
-
-
-def named_value(text: str) -> tuple[str, object]:
-    """NAME=VALUE as a pair; the value a number or a truth value where it reads as one, otherwise text."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ValueError(f"--option {text}: give NAME=VALUE")
-    try:
-        return name, literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value

@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusers_compress.cli import loading
 from diffusers_compress.cli.options import Calibrated, Device, Dtype, MaxPictures, Model, Pictures
 from diffusers_compress.cli.paths import some_pictures
-from diffusers_compress.cli.terminal import phase
+from diffusers_compress.cli.terminal import phase, say
 
 
 def calibrate_command(
@@ -35,10 +35,10 @@ def calibrate_command(
         found = {"error": calibration.calibrate_error(pipe, pictures), "latent": calibration.calibrate_latent(pipe, pictures)}
     source = loading.model_source(model)
     save_calibrated(source if Path(source).exists() else pipe.download(source), out, found)
-    print(f"{out}: calibrated on {len(pictures)} pictures, {clock.seconds:.1f} s")
+    say(out, f"{out}: calibrated on {len(pictures)} pictures, {clock.seconds:.1f} s")
     for trained in ("variance_head", "parameter_network"):
         if (out / trained).is_dir():
-            print(f"note: the model's {trained} was trained on top of another calibration; train it again")
+            say(out, f"note: the model's {trained} was trained on top of another calibration; train it again")
 
 
 def save_calibrated(model: str, target: Path, calibration: dict):

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from diffusers_compress.cli import loading
-from diffusers_compress.cli.info import describe
 from diffusers_compress.cli.options import (
+    DECODING,
     AnyModel,
     Device,
     Dtype,
@@ -12,6 +12,7 @@ from diffusers_compress.cli.options import (
     Guidance,
     MaxPixels,
     Model,
+    Options,
     Preview,
     Realism,
     Reconstruction,
@@ -19,21 +20,25 @@ from diffusers_compress.cli.options import (
     Source,
     Steps,
     Target,
+    arguments_of,
+    preview_arguments,
 )
 from diffusers_compress.cli.paths import check_picture_format, check_target, picture_bytes, read_input, write_output
 from diffusers_compress.cli.terminal import phase, say
+from diffusers_compress.codecs import codec_of, describe
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 
 
 def decode_command(
     source: Source,
     target: Target,
-    reconstruction: Reconstruction = "flow",
+    reconstruction: Reconstruction = None,
     preview: Preview = False,
-    realism: Realism = 1.0,
+    realism: Realism = None,
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = None,
+    option: Options = None,
     any_model: AnyModel = False,
     max_pixels: MaxPixels = DEFAULT_LIMITS.pixels,
     model: Model = None,
@@ -44,16 +49,11 @@ def decode_command(
     """Decompress a file to a picture, in the format that the suffix of OUT says; PNG to stdout."""
     check_target(target, source, force)
     data, limits = read_input(source), Limits(pixels=max_pixels)
-    facts = describe(data, limits)
+    codec, facts = codec_of(data, limits), describe(data, limits)
     check_picture_format(target, facts["width"], facts["height"])
-    codec = facts["codec"].lower()
+    arguments = decoding(codec, reconstruction, preview, realism, steps, guidance, seed, option)
     pipe = loading.load(model, device, dtype, codec, facts.get("preset"))
-    options = decoding(reconstruction, preview, steps, guidance, seed)
-    if codec != "diffc":
-        options = {name: value for name, value in options.items() if name in ("guidance_scale", "num_inference_steps")}
-    if codec == "relic":
-        options["realism"] = 0.0 if preview else realism
-    seconds = decode(pipe, data, target, force, allow_other_model=any_model, limits=limits, **options)
+    seconds = decode(pipe, data, target, force, allow_other_model=any_model, limits=limits, **arguments)
     say(target, f"{target}: {facts['width']}x{facts['height']} pixels, {seconds:.1f} s")
     if not facts["complete"]:
         say(
@@ -61,27 +61,35 @@ def decode_command(
         )
 
 
-def decode(pipe, data: bytes, target: Path, force: bool, **options) -> float:
-    """Decompress a file to a picture file; the seconds it took. `options` are those of `decompress`."""
+def decode(pipe, data: bytes, target: Path, force: bool, **arguments) -> float:
+    """Decompress a file to a picture file; the seconds it took. `arguments` are those of `decompress`."""
     from diffusers_compress.codecs.diffc import drift
 
     with phase("decoding", pipe) as clock:
-        out = pipe.decompress(data, **options)
+        out = pipe.decompress(data, **arguments)
     write_output(target, picture_bytes(out.images[0], target), force)
     if out.drift and (out.drift[0] or 0) > drift.BOUND:
         say(target, f"note: {drift.message(out.drift[0])}")
     return clock.seconds
 
 
-def decoding(reconstruction: str, preview: bool, steps: int | None, guidance: float | None, seed: int | None) -> dict:
-    """The options of `decompress` that the command line's options stand for."""
-    options = {"reconstruction": "denoised" if preview else reconstruction}
-    if guidance is not None:
-        options["guidance_scale"] = guidance
-    if steps is not None:
-        options["num_inference_steps"] = steps
+def decoding(
+    codec: str,
+    reconstruction: str | None,
+    preview: bool,
+    realism: float | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int | None,
+    extra: list[str] | None = None,
+) -> dict:
+    """The arguments of `decompress` that the command line's options stand for."""
+    options = dict(zip(DECODING, (reconstruction, realism, steps, guidance, seed), strict=True))
+    arguments = arguments_of(codec, "decompress", DECODING, options, extra)
+    if preview:
+        arguments |= preview_arguments(codec, arguments)
     if seed is not None:
         import torch
 
-        options["generator"] = torch.Generator().manual_seed(seed)
-    return options
+        arguments["generator"] = torch.Generator().manual_seed(seed)
+    return arguments

@@ -2,13 +2,13 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from diffusers_compress.cli import loading
 from diffusers_compress.cli.decode import decode, decoding
 from diffusers_compress.cli.encode import encode
 from diffusers_compress.cli.options import (
+    ENCODING,
     Bpp,
     Channel,
     Device,
@@ -25,10 +25,15 @@ from diffusers_compress.cli.options import (
     Reconstruction,
     Seed,
     Steps,
-    chosen_rate,
+    arguments_of,
+    given_rates,
 )
 from diffusers_compress.cli.paths import check_overwrite, open_picture, picture_bytes
-from diffusers_compress.files import write_file
+from diffusers_compress.cli.terminal import say
+from diffusers_compress.contract import DEFAULT
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DEMO_BPP = 0.05
 
@@ -39,9 +44,9 @@ def demo_command(
     bpp: Bpp = None,
     max_bytes: MaxBytes = None,
     quality: Quality = None,
-    prompt: Prompt = "",
-    channel: Channel = "trellis",
-    reconstruction: Reconstruction = "flow",
+    prompt: Prompt = None,
+    channel: Channel = None,
+    reconstruction: Reconstruction = None,
     preview: Preview = False,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -51,23 +56,29 @@ def demo_command(
     dtype: Dtype = "float32",
     force: Force = False,
 ):
-    """A photo to a file and back: writes the file, the decoded picture and both pictures side by side."""
-    rate = {"target_bpp": DEMO_BPP} if (bpp, max_bytes, quality) == (None, None, None) else chosen_rate(bpp, max_bytes, quality)
-    options = decoding(reconstruction, preview, steps, guidance, seed)
+    """A photo to a file and back: writes the file, the decoded picture and both pictures side by side; again over those of before."""
+    if (bpp, max_bytes, quality) == (None, None, None):
+        bpp = DEMO_BPP
+    options = {"--prompt": prompt, "--channel": channel, **given_rates(DEFAULT, bpp, max_bytes, quality)}
     photo = photo or demo_photo()
-    coded, decoded, both = (folder / (photo.stem + suffix) for suffix in (".dfc", ".decoded.png", ".side_by_side.png"))
-    for target in (coded, decoded, both):
+    targets = coded, decoded, both = [folder / (photo.stem + suffix) for suffix in (".dfc", ".decoded.png", ".side_by_side.png")]
+    force = force or all(target.is_file() for target in targets)  # all three together are an earlier demo's
+    for target in targets:
         check_overwrite(target, photo, force)
+    encoding = arguments_of(DEFAULT, "compress", ENCODING, options)
+    finishing = decoding(DEFAULT, reconstruction, preview, None, steps, guidance, seed)
     image = open_picture(photo)
 
     pipe = loading.load(model, device, dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    encode(pipe, image, coded, force, prompt=prompt, channel=channel, **rate)
-    seconds = decode(pipe, coded.read_bytes(), decoded, force, **options)
+    encode(pipe, image, coded, force, **encoding)
+    seconds = decode(pipe, coded.read_bytes(), decoded, force, **finishing)
     psnr, pair = compare(image, open_picture(decoded))
+    from diffusers_compress.files import write_file
+
     write_file(both, picture_bytes(pair, both), overwrite=force)
-    print(f"{decoded}: PSNR {psnr:.2f} dB, {seconds:.1f} s")
-    print(f"{both}: the photo on the left, what the file holds on the right")
+    say(decoded, f"{decoded}: PSNR {psnr:.2f} dB, {seconds:.1f} s")
+    say(both, f"{both}: the photo on the left, what the file holds on the right")
 
 
 def demo_photo() -> Path:
@@ -80,7 +91,7 @@ def demo_photo() -> Path:
     return photo
 
 
-def compare(image: Image.Image, decoded: Image.Image) -> tuple[float, Image.Image]:
+def compare(image: "Image.Image", decoded: "Image.Image") -> "tuple[float, Image.Image]":
     """PSNR in dB over 8-bit sRGB samples, and both pictures in one."""
     from diffusers_compress import images
 

@@ -1,11 +1,11 @@
 """The command `encode`."""
 
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from diffusers_compress.cli import loading
 from diffusers_compress.cli.options import (
+    ENCODING,
     Bpp,
     Captioner,
     Channel,
@@ -16,15 +16,22 @@ from diffusers_compress.cli.options import (
     MaxBytes,
     Model,
     NoiseSeed,
+    Options,
     Preset,
     Prompt,
     Quality,
     Source,
     Target,
-    chosen_rate,
+    arguments_of,
+    check_preset,
+    given_rates,
 )
 from diffusers_compress.cli.paths import check_target, open_picture, write_output
 from diffusers_compress.cli.terminal import phase, say
+from diffusers_compress.contract import DEFAULT
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def encode_command(
@@ -33,32 +40,35 @@ def encode_command(
     bpp: Bpp = None,
     max_bytes: MaxBytes = None,
     quality: Quality = None,
-    prompt: Prompt = "",
-    channel: Channel = "trellis",
-    codec: CodecName = "diffc",
+    prompt: Prompt = None,
+    channel: Channel = None,
+    codec: CodecName = DEFAULT,
     preset: Preset = None,
     captioner: Captioner = None,
-    seed: NoiseSeed = 0,
+    seed: NoiseSeed = None,
+    option: Options = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = "float32",
     force: Force = False,
 ):
-    """Compress a picture. Give exactly one of --bpp, --max-bytes and --quality; for perco none is needed."""
-    rate = chosen_rate(bpp, max_bytes, quality, codec)
+    """Compress a picture. Give exactly one of --bpp, --max-bytes and --quality, or none where the model decides the rate."""
+    options = {"--prompt": prompt, "--channel": channel, "--captioner": captioner, "--seed": seed}
+    options |= given_rates(codec, bpp, max_bytes, quality)
+    check_preset(codec, preset)
     check_target(target, source, force)
     image = open_picture(source)
+    arguments = arguments_of(codec, "compress", ENCODING, options, option)
     pipe = loading.load(model, device, dtype, codec, preset or bpp)
-    options = {"prompt": prompt} | ({"channel": channel} if codec == "diffc" else {})
-    if codec == "perco":
-        options |= {"seed": seed, "captioner": loading.load_captioner(captioner, pipe.device)}
-    encode(pipe, image, target, force, **options, **rate)
+    if captioner is not None:
+        arguments["captioner"] = loading.load_captioner(captioner, pipe.device)
+    encode(pipe, image, target, force, **arguments)
 
 
-def encode(pipe, image: Image.Image, target: Path, force: bool, **options):
-    """Compress a picture to a file and say what came of it. `options` are those of `compress`."""
+def encode(pipe, image: "Image.Image", target: Path, force: bool, **arguments):
+    """Compress a picture to a file and say what came of it. `arguments` are those of `compress`."""
     with phase("encoding", pipe) as clock:
-        out = pipe.compress(image, **options)
+        out = pipe.compress(image, **arguments)
     write_output(target, out.bitstreams[0], force)
     say(target, f"{target}: {len(out.bitstreams[0]):,} bytes, {out.bpp[0]:.4f} bpp, {clock.seconds:.1f} s")
     for note in out.notes[0]:

@@ -4,26 +4,16 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
-from diffusers_compress import embedded_model
 from diffusers_compress.cli.loading import model_source
 from diffusers_compress.cli.options import Anchor, Codecs, Device, Dtype, Every, Jobs, Metrics, Models, Pictures, Rates, Report
-from diffusers_compress.cli.terminal import quieten_libraries
+from diffusers_compress.cli.terminal import UsageError, progress, quieten_libraries, tell
+from diffusers_compress.contract import DEFAULT
 
 
 def eval_command(
     folder: Pictures,
     out: Report,
-    codec: Codecs = "diffc",
+    codec: Codecs = DEFAULT,
     bpp: Rates = "0.02,0.05,0.1",
     metrics: Metrics = "",
     model: Models = None,
@@ -46,21 +36,13 @@ def eval_command(
     quieten_libraries()
     names = [*PICTURE_METRICS, *SET_METRICS] if metrics == "all" else metrics.split(",") if metrics else list(WITHOUT_WEIGHTS)
     models = {model_source(name): Path(name).name if Path(name).exists() else name for name in model or []}
-    codecs = [
-        evaluation.parse_codec(text, *known)
-        for text in codec.split(",")
-        for known in (models or {embedded_model(text.partition(":")[0]): ""}).items()
-    ]
+    codecs = [evaluation.parse_codec(text, *known) for text in codec.split(",") for known in (models or {"": ""}).items()]
     codecs = list(dict.fromkeys(codecs))  # a baseline has no model
     if anchor and anchor not in [known.label for known in codecs]:
-        raise ValueError(f"--anchor is {anchor!r}, permitted are {', '.join(known.label for known in codecs)}")
+        raise UsageError(f"--anchor is {anchor!r}, permitted are {', '.join(known.label for known in codecs)}")
     rates = [evaluation.parse_rate(text) for text in bpp.split(",")]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    console = Console(stderr=True)
-    columns = TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("evaluating", total=None)
-        show = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
+    with progress("evaluating") as show:
         of_pictures = tuple(name for name in names if name not in SET_METRICS)
         rows = evaluation.evaluate(folder, out, codecs, rates, of_pictures, device, dtype, every, jobs, show)
     evaluation.write_rows(out, rows)
@@ -69,5 +51,6 @@ def eval_command(
     words = [str(folder), "--out", str(out), *(str(word) for option in given.items() for word in option)]
     command = shlex.join(["diffusers-compress", "eval", *words, *(word for name in model or [] for word in ("--model", name))])
     page = write_report(folder, out, rows, command, figures, anchor)
-    print(markdown(*quality_table(summarise(rows, figures))))
-    print(f"{page}: {len(rows)} rows, also in {out / 'rows.csv'}")
+    for line in markdown(*quality_table(summarise(rows, figures))).splitlines():
+        tell(line)
+    tell(f"{page}: {len(rows)} rows, also in {out / 'rows.csv'}")

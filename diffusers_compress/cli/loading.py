@@ -3,10 +3,8 @@
 import re
 from pathlib import Path
 
-from diffusers_compress import embedded_model
 from diffusers_compress.cli.terminal import phase, quieten_libraries
-
-PIPELINES = {"diffc": "DiffCPipeline", "relic": "RelicPipeline", "perco": "PerCoPipeline"}
+from diffusers_compress.contract import CODECS, DEFAULT
 
 
 def load_captioner(name: str | None, device):
@@ -19,29 +17,24 @@ def load_captioner(name: str | None, device):
         return captions.load_captioner(name, str(device))
 
 
-def load(model: str | None, device: str | None, dtype: str, codec: str = "diffc", preset: str | float | None = None):
-    """The pipeline of a folder or a Hub id, on its device. `preset`: of PerCo, see its `from_pretrained`."""
+def load(model: str | None, device: str | None, dtype: str, codec: str = DEFAULT, preset: str | float | None = None):
+    """The pipeline of a folder or a Hub id, on its device. `preset`: where a model has several rates, a name or bits per pixel."""
     model = model_source(model, codec)
-    options = {"preset": preset} if codec == "perco" else {}
+    options = {"preset": preset} if CODECS[codec].presets else {}
     with phase("loading the model"):
         import torch
-
-        import diffusers_compress
 
         quieten_libraries()
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: there is no CUDA device here")
-        return (
-            getattr(diffusers_compress, PIPELINES[codec])
-            .from_pretrained(model, dtype=getattr(torch, dtype), **options)
-            .to(device)
-        )
+        pipeline = CODECS[codec].pipeline_class()
+        return pipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options).to(device)
 
 
-def model_source(model: str | None, codec: str = "diffc") -> str:
+def model_source(model: str | None, codec: str = DEFAULT) -> str:
     """What `from_pretrained` is to load: a folder that holds a model, or what looks like a Hub id."""
-    model = model or embedded_model(codec)
+    model = model or CODECS[codec].embedded_model()
     if Path(model).exists():
         if not any(Path(model).glob(index) for index in ("model_index.json", "adapter.json", "*/adapter.json")):
             raise FileNotFoundError(f"{model}: no model here (a model folder holds model_index.json)")

@@ -1,11 +1,20 @@
 """The options and arguments of the commands."""
 
+from ast import literal_eval
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-DASH = Path("-")  # stdin or stdout
+from diffusers_compress.cli.terminal import DASH, UsageError
+from diffusers_compress.contract import CODECS, unknown_options
+
+
+def codec_name(name: str) -> str:
+    if name not in CODECS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(CODECS)}")
+    return name
 
 
 def input_file(path: Path) -> Path:
@@ -25,16 +34,23 @@ Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="
 Bpp = Annotated[float | None, typer.Option(help="Bits per pixel not to exceed.")]
 MaxBytes = Annotated[int | None, typer.Option(help="File size not to exceed.")]
 Quality = Annotated[float | None, typer.Option(help="How far down the noise the stream goes, above 0 and up to 1.")]
-Prompt = Annotated[str, typer.Option(help="What the picture shows; stored in the file.")]
+Prompt = Annotated[str | None, typer.Option(help="What the picture shows; stored in the file.")]
 Channel = Annotated[
-    Literal["trellis", "trellis32", "poisson"],
-    typer.Option(help="trellis32: slower, files 3 to 4 % smaller. poisson is the published coder, for comparison."),
+    Literal["trellis", "trellis32", "poisson"] | None,
+    typer.Option(
+        show_default="trellis", help="trellis32: slower, files 3 to 4 % smaller. poisson is the published coder, for comparison."
+    ),
 ]
-Reconstruction = Annotated[Literal["flow", "ancestral", "denoised"], typer.Option(help="How the decoder finishes the picture.")]
-Preview = Annotated[bool, typer.Option("--preview", help="One network call (diffc: --reconstruction denoised), or none (relic).")]
-Realism = Annotated[float, typer.Option(help="relic: 1 for the denoised picture, 0 for the preview, or a blend.")]
+Reconstruction = Annotated[
+    Literal["flow", "ancestral", "denoised"] | None,
+    typer.Option(show_default="flow", help="How the decoder finishes the picture."),
+]
+Preview = Annotated[bool, typer.Option("--preview", help="A quick picture, in one network call or none.")]
+Realism = Annotated[
+    float | None, typer.Option(show_default="1", help="1 for the denoised picture, 0 for the preview, or a blend of both.")
+]
 Steps = Annotated[int | None, typer.Option(help="Network calls that finish the picture.")]
-Guidance = Annotated[float | None, typer.Option(help="Above 1: guidance towards the prompt in the file. Default: 1, perco 3.")]
+Guidance = Annotated[float | None, typer.Option(help="Above 1: guidance towards the prompt in the file. Default: the codec's.")]
 Seed = Annotated[int | None, typer.Option(help="For --reconstruction ancestral: the same seed gives the same picture.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Decode although the file was made with another model.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="That a file may claim; more only if you trust it.")]
@@ -49,15 +65,21 @@ Inputs = Annotated[
 ]
 Tree = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the same tree.", file_okay=False, show_default=False)]
 Decode = Annotated[bool, typer.Option("--decode", help="The other way: .dfc files to PNG pictures.")]
-CodecName = Annotated[Literal["diffc", "relic", "perco"], typer.Option(help="Which codec.")]
+CodecName = Annotated[
+    str,
+    typer.Option(callback=codec_name, autocompletion=lambda: list(CODECS), metavar="NAME", help=f"One of {', '.join(CODECS)}."),
+]
 Preset = Annotated[
-    str | None, typer.Option(help="perco: which of a model's grids, such as 0.0019. Default: by --bpp, or the smallest.")
+    str | None,
+    typer.Option(help="Of a model with several rates: which, such as 0.0019. Default: by --bpp, or the smallest."),
 ]
 Captioner = Annotated[
     str | None,
-    typer.Option(help="perco: model that makes the prompt, such as Salesforce/blip2-opt-2.7b-coco or open_clip:MODEL/WEIGHTS."),
+    typer.Option(help="Model that makes the prompt, such as Salesforce/blip2-opt-2.7b-coco or open_clip:MODEL/WEIGHTS."),
 ]
-NoiseSeed = Annotated[int, typer.Option("--seed", help="perco: of the noise that a decoder starts from; stored in the file.")]
+NoiseSeed = Annotated[
+    int | None, typer.Option("--seed", help="Of the noise that a decoder starts from; stored in the file. Default: 0.")
+]
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="NAME=VALUE, an argument of the codec's compress or decompress. Repeatable.")
 ]
@@ -67,7 +89,7 @@ Report = Annotated[Path, typer.Option("--out", help="Folder of the report. A run
 Codecs = Annotated[
     str,
     typer.Option(
-        help="Commas between. diffc, relic and perco with :encode.NAME=VALUE:decode.NAME=VALUE; jpeg, webp, avif, jxl, jpeg2000."
+        help=f"Commas between. {', '.join(CODECS)} with :encode.NAME=VALUE:decode.NAME=VALUE; jpeg, webp, avif, jxl, jpeg2000."
     ),
 ]
 Rates = Annotated[str, typer.Option(help="Bits per pixel not to exceed, commas between.")]
@@ -90,14 +112,78 @@ Private = Annotated[bool, typer.Option("--private", help="For you alone, if the 
 Anew = Annotated[bool, typer.Option("--force", help="Begin anew, also in a folder with other files or settings.")]
 
 
-def chosen_rate(bpp: float | None, max_bytes: int | None, quality: float | None, codec: str = "diffc") -> dict:
-    """The one rate argument of `compress` that was given; ValueError if it is not one. PerCo's model decides the rate, so that it
-    takes at most one, and no quality."""
-    rates = {"--bpp": ("target_bpp", bpp), "--max-bytes": ("max_bytes", max_bytes), "--quality": ("quality", quality)}
-    given = {option: rate for option, rate in rates.items() if rate[1] is not None}
-    if codec == "perco":
-        if len(given) > 1 or quality is not None:
-            raise ValueError(f"perco takes --bpp or --max-bytes, or neither; given: {', '.join(given)}")
-    elif len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(rates)}; given: {', '.join(given) or 'none'}")
-    return dict(given.values())
+# Option -> argument of `compress` and of `decompress`.
+RATES = {"--bpp": "target_bpp", "--max-bytes": "max_bytes", "--quality": "quality"}
+ENCODING = RATES | {"--prompt": "prompt", "--channel": "channel", "--captioner": "captioner", "--seed": "seed"}
+DECODING = {
+    "--reconstruction": "reconstruction",
+    "--realism": "realism",
+    "--steps": "num_inference_steps",
+    "--guidance": "guidance_scale",
+    "--seed": "generator",
+}
+
+
+def given_rates(codec: str, bpp: float | None, max_bytes: int | None, quality: float | None) -> dict[str, float]:
+    """The rates that were given, by option; UsageError unless they are as many as the codec takes, and in range."""
+    given = {option: rate for option, rate in zip(RATES, (bpp, max_bytes, quality)) if rate is not None}
+    kind, names = CODECS[codec].rate, ", ".join(given) or "none"
+    if kind == "required" and len(given) != 1:
+        raise UsageError(f"give exactly one of {', '.join(RATES)}; given: {names}")
+    if kind == "cap" and len(given) > 1:
+        raise UsageError(f"give at most one of {', '.join(RATES)} to {codec}; given: {names}")
+    for option, rate in given.items():
+        if not rate > 0 or (option == "--quality" and rate > 1):
+            raise UsageError(f"{option} must be above 0{' and at most 1' if option == '--quality' else ''}, not {rate}")
+    return given
+
+
+def check_preset(codec: str, preset: str | None) -> None:
+    """UsageError if a preset is given to a codec whose models have one rate."""
+    if preset is not None and not CODECS[codec].presets:
+        raise UsageError(f"--preset: {codec} has no such option")
+
+
+def arguments_of(
+    codec: str, method: str, names: dict[str, str], options: dict[str, Any], extra: list[str] | None = None
+) -> dict[str, Any]:
+    """Arguments of a codec's `compress` or `decompress`: of the `options` that were given, not None, and of --option NAME=VALUE.
+
+    UsageError for an option that this codec does not know: nothing that was typed is passed over in silence.
+    """
+    typed = {option: (names[option], value) for option, value in options.items() if value is not None}
+    typed |= {f"--option {name}": (name, value) for name, value in map(named_value, extra or [])}
+    check_known(codec, method, {option: name for option, (name, _) in typed.items()})
+    return dict(typed.values())
+
+
+def check_known(codec: str, method: str, typed: dict[str, str]) -> None:
+    """UsageError unless the codec's method knows the arguments of these options."""
+    if not typed:
+        return  # and nothing is imported
+    function: Callable = getattr(CODECS[codec].pipeline_class(), method)
+    for option, name in typed.items():
+        if unknown_options(function, [name]):
+            raise UsageError(f"{option}: {codec} has no such option {'in decoding' if method == 'decompress' else 'in encoding'}")
+
+
+def preview_arguments(codec: str, typed: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `decompress` for --preview, beside others; UsageError if the codec has none, or another says the same."""
+    preview = CODECS[codec].preview
+    if not preview:
+        raise UsageError(f"--preview: {codec} has no such option in decoding")
+    for option, name in DECODING.items():
+        if name in preview.keys() & typed.keys():
+            raise UsageError(f"give --preview or {option}, not both")
+    return preview
+
+
+def named_value(text: str) -> tuple[str, object]:
+    """NAME=VALUE as a pair; the value a number or a truth value where it reads as one, otherwise text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError(f"--option {text}: give NAME=VALUE")
+    try:
+        return name, literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

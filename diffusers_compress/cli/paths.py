@@ -5,14 +5,15 @@ import sys
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image
+from diffusers_compress.cli.terminal import DASH
 
-from diffusers_compress.cli.options import DASH
-from diffusers_compress.files import write_file
+if TYPE_CHECKING:
+    from PIL import Image
 
 
-def some_pictures(folder: Path, count: int) -> list[Image.Image]:
+def some_pictures(folder: Path, count: int) -> "list[Image.Image]":
     """At most so many pictures of a folder's tree, evenly chosen."""
     from diffusers_compress.files import PICTURE_SUFFIXES
 
@@ -22,7 +23,7 @@ def some_pictures(folder: Path, count: int) -> list[Image.Image]:
     return [open_picture(path) for path in paths[:: -(-len(paths) // count)]]
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Path) -> "Image.Image":
     from diffusers_compress import images
 
     return images.read_image(read_input(path), "stdin" if path == DASH else path)
@@ -31,6 +32,8 @@ def open_picture(path: Path) -> Image.Image:
 def check_target(target: Path, source: Path, force: bool):
     """Before any work: OSError if the result could not be written to `target`."""
     if target == DASH:
+        if sys.stdout is None:
+            raise OSError("OUT is -, and stdout is closed")
         if sys.stdout.isatty():
             raise OSError("OUT is -, and stdout is a terminal: send it to a file or a program")
         return
@@ -58,6 +61,8 @@ def check_picture_format(target: Path, width: int, height: int):
     Tries it with a black picture, for want of a table: some formats refuse large pictures (.webp), some shrink them without a word
     (.ico), some take no colours (.xbm), some have no writer at all (.h5).
     """
+    from PIL import Image
+
     Image.init()
     format = "PNG" if target == DASH else Image.registered_extensions().get(target.suffix.lower())
     if format not in Image.SAVE:
@@ -78,20 +83,31 @@ def check_picture_format(target: Path, width: int, height: int):
         raise ValueError(f"{target}: {format} would shrink {width}x{height} pixels to {kept[0]}x{kept[1]}; .png keeps them")
 
 
-def picture_bytes(image: Image.Image, target: Path) -> bytes:
+def picture_bytes(image: "Image.Image", target: Path) -> bytes:
     """The picture as a file in the format that the suffix of `target` says, PNG for stdout."""
+    from PIL import Image
+
     buffer = BytesIO()
     image.save(buffer, format="PNG" if target == DASH else Image.registered_extensions()[target.suffix.lower()])
     return buffer.getvalue()
 
 
 def read_input(source: Path) -> bytes:
-    return sys.stdin.buffer.read() if source == DASH else source.read_bytes()
+    if source != DASH:
+        return source.read_bytes()
+    if sys.stdin is None:
+        raise OSError("IN is -, and stdin is closed")
+    return sys.stdin.buffer.read()
 
 
 def write_output(target: Path, data: bytes, force: bool):
+    from diffusers_compress.files import write_file
+
     if target == DASH:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise OSError("OUT is -, and its reader ended before it had everything") from None
     else:
         write_file(target, data, overwrite=force)

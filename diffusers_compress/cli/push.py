@@ -13,9 +13,11 @@ from diffusers_compress.cli.options import (
     Preset,
     Private,
     Repository,
+    check_preset,
 )
 from diffusers_compress.cli.paths import some_pictures
-from diffusers_compress.cli.terminal import phase
+from diffusers_compress.cli.terminal import phase, tell
+from diffusers_compress.contract import DEFAULT
 
 
 def push_command(
@@ -25,16 +27,17 @@ def push_command(
     bpp: CardRates = "0.05,0.1,0.2",
     license: License = None,
     private: Private = False,
-    codec: CodecName = "diffc",
+    codec: CodecName = DEFAULT,
     preset: Preset = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = "float32",
 ):
     """Share a model as a codec on the Hub, with a card that says how to load it and what it was measured to do."""
+    check_preset(codec, preset)
     rates = [float(rate) for rate in bpp.split(",")]
     measured = some_pictures(pictures, max_pictures) if pictures else []
     pipe = loading.load(model, device, dtype, codec, preset)
     with phase("measuring and pushing", pipe):
         address = pipe.push_to_hub(repository, license, measured, rates, private=private or None)
-    print(address)
+    tell(address)

@@ -68,6 +68,11 @@ def pack(messages: list[np.ndarray], budgets: list[int]) -> bytes:
     return len(stream).to_bytes(LENGTH_BYTES, "little") + stream
 
 
+def steps_present(payload: bytes, budgets: list[int]) -> int:
+    """How many whole steps a payload determines."""
+    return len(unpack(payload, budgets))
+
+
 def _decode_index(decoder: Decoder, bits: int) -> int:
     octave = decoder.decode(octave_frequencies(bits))
     return 2**octave + decoder.decode_bits(octave) - 1

@@ -25,9 +25,10 @@ def synchronize():
 def stopwatch(pipe=None) -> Iterator[dict]:
     """Wall seconds of the block, those of them inside the denoiser and the autoencoder, the denoiser's calls, peak memory."""
     figures = {"seconds": 0.0, "denoiser_seconds": 0.0, "autoencoder_seconds": 0.0, "calls": 0, "peak_mib": None}
-    parts = [("denoiser", pipe.denoiser)] if pipe else []
-    if pipe and pipe.vae is not None:
-        parts += [("autoencoder", pipe.vae.encoder), ("autoencoder", pipe.vae.decoder)]
+    denoiser, vae = getattr(pipe, "denoiser", None), getattr(pipe, "vae", None)
+    parts = [("denoiser", denoiser)] if denoiser is not None else []
+    if vae is not None:
+        parts += [("autoencoder", vae.encoder), ("autoencoder", vae.decoder)]
     started, hooks = [], []
 
     def enter(*_):

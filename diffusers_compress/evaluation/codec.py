@@ -4,24 +4,19 @@ import re
 from ast import literal_eval
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 
+from diffusers_compress.contract import CODECS
 from diffusers_compress.evaluation.baselines import BASELINES
 
-# Our codecs: name -> file in pipelines, class, suffix of its files.
-PIPELINES = {
-    "diffc": ("diffc", "DiffCPipeline", ".dfc"),
-    "relic": ("relic", "RelicPipeline", ".dfc"),
-    "perco": ("perco", "PerCoPipeline", ".dfc"),
-}
+SUFFIX = ".dfc"  # of our codecs' files
 
 
 @dataclass(frozen=True)
 class Codec:
-    """What is evaluated under one label: a name of `PIPELINES` or `BASELINES`; for ours a model, its name, and call options."""
+    """What is evaluated under one label: a name of `CODECS` or `BASELINES`; for ours a model, its name, and call options."""
 
     name: str
     model: str = ""
@@ -41,14 +36,17 @@ class Codec:
 
     @property
     def suffix(self) -> str:
-        return BASELINES[self.name].suffix if self.name in BASELINES else PIPELINES[self.name][2]
+        return BASELINES[self.name].suffix if self.name in BASELINES else SUFFIX
 
 
 def parse_codec(text: str, model: str = "", model_name: str = "") -> Codec:
-    """`NAME[:encode.OPTION=VALUE][:decode.OPTION=VALUE]...`, the options those of `compress` and `decompress`; ValueError."""
+    """`NAME[:encode.OPTION=VALUE][:decode.OPTION=VALUE]...`, the options those of `compress` and `decompress`; ValueError.
+
+    model: folder or Hub id; default: the codec's embedded one.
+    """
     name, *parts = text.split(":")
-    if name not in {**PIPELINES, **BASELINES}:
-        raise ValueError(f"codec is {name!r}, permitted are {', '.join([*PIPELINES, *BASELINES])}")
+    if name not in {**CODECS, **BASELINES}:
+        raise ValueError(f"codec is {name!r}, permitted are {', '.join([*CODECS, *BASELINES])}")
     if name in BASELINES:
         if parts:
             raise ValueError(f"codec {name} takes no options, not {':'.join(parts)!r}")
@@ -61,9 +59,7 @@ def parse_codec(text: str, model: str = "", model_name: str = "") -> Codec:
         if not match:
             raise ValueError(f"codec option is {part!r}, permitted are encode.NAME=VALUE and decode.NAME=VALUE")
         options[match[1]].append((match[2], plain_value(match[3])))
-    if find_spec(f"diffusers_compress.pipelines.{PIPELINES[name][0]}") is None:
-        raise ValueError(f"codec {name} is not part of this installation")
-    return Codec(name, model, model_name, tuple(options["encode"]), tuple(options["decode"]))
+    return Codec(name, model or CODECS[name].embedded_model(), model_name, tuple(options["encode"]), tuple(options["decode"]))
 
 
 def parse_rate(text: str) -> float:
@@ -80,12 +76,14 @@ def plain_value(text: str):
         return text
 
 
-@cache
 def load_pipeline(name: str, model: str, device: str, dtype: str, target_bpp: float | None = None):
-    """One of our pipelines on its device, silent, once a process. `target_bpp`: for PerCo, whose rate is the model's."""
-    module, class_name, _ = PIPELINES[name]
-    pipeline = getattr(import_module(f"diffusers_compress.pipelines.{module}"), class_name)
-    options = {"preset": target_bpp} if name == "perco" else {}
-    pipe = pipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options).to(device)
+    """One of our pipelines on its device, silent, once a process. `target_bpp`: where a model folder has several rates."""
+    return _load_pipeline(name, model, device, dtype, target_bpp if CODECS[name].presets else None)
+
+
+@cache
+def _load_pipeline(name: str, model: str, device: str, dtype: str, preset: float | None):
+    options = {} if preset is None else {"preset": preset}
+    pipe = CODECS[name].pipeline_class().from_pretrained(model, dtype=getattr(torch, dtype), **options).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

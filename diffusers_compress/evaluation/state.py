@@ -4,10 +4,11 @@ import json
 import sys
 from functools import cache
 from hashlib import blake2b
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from inspect import getfile
 from pathlib import Path
 
+from diffusers_compress.contract import CODECS
 from diffusers_compress.evaluation.baselines import BASELINES
 
 LIBRARIES = """diffusers_compress torch torchvision diffusers transformers constriction numpy Pillow imagecodecs torchmetrics
@@ -36,8 +37,7 @@ def digest(codec: str, model: str = "", *settings: str) -> str:
     if codec in BASELINES:
         paths = {path for path in paths if path.relative_to(package).parts[0] in MEASURING}
     else:
-        pipelines = Path(import_module("diffusers_compress.pipelines.diffc").__file__).parent
-        paths.update(pipelines.glob("*.py"))
+        paths.update(Path(getfile(CODECS[codec].pipeline_class())).parent.glob("*.py"))
     files = [path for path in Path(model).rglob("*") if path.is_file()] if model and Path(model).is_dir() else []
     stamps = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     state = blake2b(json.dumps([software(), settings, model if not files else stamps]).encode(), digest_size=4)

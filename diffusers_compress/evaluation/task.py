@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffusers_compress import images, metrics
+from diffusers_compress.contract import CODECS
 from diffusers_compress.evaluation.baselines import BASELINES, largest_that_fits, save
 from diffusers_compress.evaluation.clock import stopwatch
 from diffusers_compress.evaluation.codec import Codec, load_pipeline
@@ -93,9 +94,10 @@ def encode(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
         clock["seconds"] = seconds
         facts = {}
     else:
-        pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp if codec.name == "perco" else None)
+        pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp)
         with stopwatch(pipe) as clock:
-            data = pipe.compress(image, target_bpp=task.target_bpp, **dict(codec.encode_options)).bitstreams[0]
+            rate = {} if CODECS[codec.name].rate == "none" else {"target_bpp": task.target_bpp}
+            data = pipe.compress(image, **rate, **dict(codec.encode_options)).bitstreams[0]
         facts = {"fingerprint": pipe.fingerprint().hex(), "header_bytes": container.read_header(data)[1]}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, data, overwrite=True)
@@ -111,7 +113,7 @@ def measure(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
         with stopwatch() as clock:
             decoded = BASELINES[codec.name].decode(data)
     else:
-        pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp if codec.name == "perco" else None)
+        pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp)
         with stopwatch(pipe) as clock:
             decoded = pipe.decompress(data, **dict(codec.decode_options)).images[0]
     target = task.path("decoded", codec.label, ".png")

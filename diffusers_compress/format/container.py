@@ -11,13 +11,12 @@ import binascii
 import zlib
 from dataclasses import dataclass
 
+from diffusers_compress.contract import RESERVED, known_numbers, name_of
 from diffusers_compress.errors import Corrupt, LimitExceeded, NotABitstream, UnsupportedVersion, WrongModel
 from diffusers_compress.format.bits import need, read_varint, write_varint
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 
 VERSION = 1
-DIFFC, RELIC, PERCO = 1, 2, 3
-CODECS = {DIFFC: "DiffC", RELIC: "Relic", PERCO: "PerCo"}
 FINGERPRINT_BYTES = 4
 CHECKSUM_BYTES = 4
 
@@ -61,8 +60,9 @@ def read_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Header, i
     if int.from_bytes(data[end : end + 2], "little") != _crc16(data[:end]):
         raise Corrupt("the header's checksum is wrong: the file was damaged; fetch or encode it again")
     # Only a header whose checksum is right gets this far, so what follows is about what its encoder wrote.
-    if codec not in CODECS:
-        raise UnsupportedVersion(f"codec number {codec} is not known here, only {CODECS}; upgrade diffusers_compress")
+    if codec not in known_numbers():
+        made_by = f"codec number {codec}" + (f", {RESERVED[codec]}," if codec in RESERVED else "")
+        raise UnsupportedVersion(f"{made_by} is not known here, only {known_numbers()}; upgrade diffusers_compress")
     if width == 0 or height == 0:
         raise Corrupt(f"a picture of {width}x{height} pixels has no pixels")
     if width * height > limits.pixels:
@@ -80,9 +80,9 @@ def read_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Header, i
 def check_codec(header: Header, codec: int) -> None:
     """WrongModel if the file is another codec's."""
     if header.codec != codec:
-        made_by = CODECS[header.codec]
+        made_by = name_of(header.codec)
         raise WrongModel(
-            f"the file was made by {made_by}, this decodes {CODECS[codec]} files; load the model as {made_by}Pipeline"
+            f"the file was made by {made_by}, this decodes {name_of(codec)} files; load the model as {made_by}Pipeline"
         )
 
 
@@ -106,8 +106,8 @@ def read_payload(data: bytes, offset: int, length: int | None = None) -> tuple[b
 
 
 def _header_bytes(header: Header) -> bytes:
-    if header.codec not in CODECS:
-        raise ValueError(f"codec is {header.codec}, permitted are {CODECS}")
+    if header.codec not in known_numbers():
+        raise ValueError(f"codec is {header.codec}, permitted are {known_numbers()}")
     if header.width < 1 or header.height < 1:
         raise ValueError(f"width and height are {header.width} and {header.height}, both must be at least 1")
     if len(header.fingerprint) != FINGERPRINT_BYTES:

@@ -1,17 +1,17 @@
 """DiffC's own part of a file, read without torch: parameters, messages, facts. FORMAT.md, section "Parameters"."""
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import accumulate
 
-from diffusers_compress.coding import bit_payload, index_payload
+from diffusers_compress.contract import DIFFC
 from diffusers_compress.errors import Corrupt, LimitExceeded
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter
-from diffusers_compress.format.container import DIFFC
 from diffusers_compress.format.limits import DEFAULT_LIMITS, check_prompt
 
 CHANNEL_NUMBERS = {"trellis": 1, "poisson": 2, "trellis32": 3}
-PAYLOADS = {1: bit_payload, 2: index_payload, 3: bit_payload}  # how the messages of a channel are written
+PAYLOADS = {1: "bit_payload", 2: "index_payload", 3: "bit_payload"}  # how the messages of a channel are written
 MAX_PROMPT_BYTES, MAX_STEPS = DEFAULT_LIMITS.prompt_bytes, DEFAULT_LIMITS.steps
 STRIDE_UNIT = 1024  # strides are counted in 1/1024 of alpha/sigma
 
@@ -121,19 +121,25 @@ def nearest(number, digits):
     return min(number_of(rank, digits), number_of(rank + 1, digits), key=lambda candidate: abs(candidate - number))
 
 
-def read_file(data, limits=DEFAULT_LIMITS):
-    """Parse a DiffC file with integers alone: (header, parameters, messages of its whole steps, complete)."""
+def read_parts(data, limits=DEFAULT_LIMITS):
+    """A DiffC file before its messages are parsed: (header, parameters, module of the payload's form, payload, complete)."""
     header, offset = container.read_header(data, limits)
     container.check_codec(header, DIFFC)
     parameters = Parameters.from_bytes(header.parameters, limits)
-    form = PAYLOADS[parameters.channel]
+    form = import_module(f"diffusers_compress.coding.{PAYLOADS[parameters.channel]}")
     payload, complete = container.read_payload(data, offset, form.payload_bytes(parameters.budgets, data[offset:]))
+    return header, parameters, form, payload, complete
+
+
+def read_file(data, limits=DEFAULT_LIMITS):
+    """Parse a DiffC file with integers alone: (header, parameters, messages of its whole steps, complete)."""
+    header, parameters, form, payload, complete = read_parts(data, limits)
     return header, parameters, form.unpack(payload, parameters.budgets), complete
 
 
 def describe(data, limits=DEFAULT_LIMITS):
     """The facts of a DiffC file as plain values, without a model."""
-    header, parameters, messages, complete = read_file(data, limits)
+    header, parameters, form, payload, complete = read_parts(data, limits)
     return {
         "codec": "DiffC",
         "channel": next(name for name, number in CHANNEL_NUMBERS.items() if number == parameters.channel),
@@ -144,7 +150,7 @@ def describe(data, limits=DEFAULT_LIMITS):
         "model": header.fingerprint.hex(),
         "prompt": parameters.prompt,
         "steps": len(parameters.budgets),
-        "steps_present": len(messages),
+        "steps_present": form.steps_present(payload, parameters.budgets),
         "budgets": parameters.budgets,
         "levels": [stride / STRIDE_UNIT for stride in accumulate(parameters.strides)],
         "complete": complete,

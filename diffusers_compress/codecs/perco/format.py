@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from diffusers_compress.contract import PERCO
 from diffusers_compress.errors import Corrupt
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter, read_varint, write_varint
-from diffusers_compress.format.container import PERCO
 from diffusers_compress.format.limits import DEFAULT_LIMITS
 
 NO_CAPTION, WORDS, BYTES = range(3)  # how the caption is coded: see payload.py

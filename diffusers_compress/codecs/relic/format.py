@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from diffusers_compress.contract import RELIC
 from diffusers_compress.errors import Corrupt
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter
-from diffusers_compress.format.container import RELIC
 from diffusers_compress.format.limits import DEFAULT_LIMITS, check_prompt
 
 MODEL_NUMBERS = {"adaptive": 1, "hyperprior": 2}

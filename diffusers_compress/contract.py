@@ -1,0 +1,129 @@
+"""The contract of a codec, and the table of all codecs. A new codec is one row here, its pipeline and its format.
+
+Nothing here imports torch: a row names modules, which are imported when they are used. Shared code reads the table and names no codec.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from diffusers_compress.outputs import CompressOutput, DecompressOutput
+
+DIFFC, RELIC, PERCO = 1, 2, 3
+RESERVED = {4: "uqdm", 5: "refine", 6: "text-sketch", 7: "cdc"}  # numbers of codecs to come
+
+
+class Codec(NamedTuple):
+    """What shared code knows of a codec.
+
+    Args:
+        number: in the header of its files, 1 to 255.
+        name: as people read it.
+        pipeline: "module:class" of its `ImageCodec`.
+        format: module with `describe(data, limits)`, the facts of a file as plain values, without torch.
+        embedded: folder of its small model in `embedded/`.
+        rate: "required": `compress` takes exactly one rate; "cap": at most one, since the model decides the rate; "none": no rate.
+        presets: whether `from_pretrained` takes a `preset`, a name or bits per pixel, because a model folder has several rates.
+        preview: arguments of `decompress` for a quick picture; none if the codec has no such thing.
+    """
+
+    number: int
+    name: str
+    pipeline: str
+    format: str
+    embedded: str = "model"
+    rate: Literal["required", "cap", "none"] = "required"
+    presets: bool = False
+    preview: dict[str, Any] = {}
+
+    def embedded_model(self) -> str:
+        return str(Path(__file__).parent / "embedded" / self.embedded)
+
+    def pipeline_class(self) -> type:
+        return resolve_name(self.pipeline)
+
+    def format_module(self) -> ModuleType:
+        return import_module(self.format)
+
+
+# The first is the default.
+CODECS = {
+    "diffc": Codec(
+        DIFFC,
+        "DiffC",
+        "diffusers_compress.pipelines.diffc:DiffCPipeline",
+        "diffusers_compress.codecs.diffc.format",
+        preview={"reconstruction": "denoised"},
+    ),
+    "relic": Codec(
+        RELIC,
+        "Relic",
+        "diffusers_compress.pipelines.relic:RelicPipeline",
+        "diffusers_compress.codecs.relic.format",
+        preview={"realism": 0.0},
+    ),
+    "perco": Codec(
+        PERCO,
+        "PerCo",
+        "diffusers_compress.pipelines.perco:PerCoPipeline",
+        "diffusers_compress.codecs.perco.format",
+        embedded="perco",
+        rate="cap",
+        presets=True,
+    ),
+}
+DEFAULT = next(iter(CODECS))
+
+
+class ImageCodec(Protocol):
+    """A pipeline of diffusers that is an image codec. `options` are the codec's own; what it does not list it refuses."""
+
+    def compress(self, image: Any, *, batch_size: int = 8, **options: Any) -> "CompressOutput":
+        """Pictures to files. Options that shared code may pass: the rate (`target_bpp`, `max_bytes`, `quality`) and `prompt`."""
+        ...
+
+    def decompress(
+        self,
+        bitstreams: bytes | list[bytes],
+        *,
+        limits: Any = ...,
+        allow_other_model: bool = False,
+        batch_size: int = 8,
+        output_type: str = "pil",
+        **options: Any,
+    ) -> "DecompressOutput":
+        """Files to pictures."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """Four bytes that tell this model from others."""
+        ...
+
+
+def known_numbers() -> dict[int, str]:
+    """Number in the header -> key in `CODECS`."""
+    return {codec.number: key for key, codec in CODECS.items()}
+
+
+def name_of(number: int) -> str:
+    """A codec as people read it, known here or not."""
+    known = known_numbers()
+    return CODECS[known[number]].name if number in known else RESERVED.get(number, f"codec number {number}")
+
+
+def key_of(pipe: object) -> str:
+    """The key in `CODECS` of a pipeline, by its class's name: its file may have been loaded from another place. ValueError if none."""
+    for key, codec in CODECS.items():
+        if codec.pipeline.endswith(f":{type(pipe).__name__}"):
+            return key
+    raise ValueError(f"{type(pipe).__name__} is none of the codecs {', '.join(CODECS)}")
+
+
+def unknown_options(function: Callable, names: list[str]) -> list[str]:
+    """Those of the names that are no arguments of the function."""
+    return [name for name in names if name not in signature(function).parameters]

@@ -1,0 +1,304 @@
+"""Every row of CODECS keeps the contract, and a codec that nobody has heard of works everywhere with one row."""
+
+import csv
+import inspect
+import io
+import json
+import sys
+import textwrap
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from golden import make
+from PIL import Image
+
+from diffusers_compress import cli, codecs, contract, embedded_model, pil
+from diffusers_compress.cli.options import DECODING, ENCODING
+from diffusers_compress.contract import CODECS, RESERVED, Codec
+from diffusers_compress.errors import BitstreamError, Corrupt, NotABitstream, UnsupportedVersion, WrongModel
+from diffusers_compress.format import container
+
+RATE = MappingProxyType({"required": {"max_bytes": 150}, "cap": {"max_bytes": 400}, "none": {}})
+FACTS = {"codec", "width", "height", "bytes", "bpp", "model", "complete"}  # of every file
+
+
+@pytest.fixture(scope="module", params=list(CODECS))
+def key(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipe(key):
+    return make.pipeline(key, "epsilon")
+
+
+@pytest.fixture(scope="module")
+def pictures(photo):
+    return [photo, photo.crop((0, 0, 40, 24)), photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+
+
+@pytest.fixture(scope="module")
+def files(pipe, key, pictures):
+    return pipe.compress(pictures, **RATE[CODECS[key].rate]).bitstreams
+
+
+# --------------------------------------------------------------------------------------------------------------- every codec
+
+
+def test_numbers_and_names_are_the_codecs_own():
+    numbers = [codec.number for codec in CODECS.values()]
+    assert len({*numbers, *RESERVED}) == len(numbers) + len(RESERVED)
+    assert all(0 < number < 256 for number in [*numbers, *RESERVED])
+    assert len({codec.name for codec in CODECS.values()}) == len(CODECS)
+
+
+def test_a_row_names_what_is_there(key, pipe):
+    row = CODECS[key]
+    assert type(pipe) is row.pipeline_class() and contract.key_of(pipe) == key
+    assert any(Path(embedded_model(key)).rglob("*.json"))
+    assert not contract.unknown_options(pipe.decompress, list(row.preview))
+    assert ("preset" in inspect.signature(row.pipeline_class().from_pretrained).parameters) == row.presets
+    shared = {"limits", "allow_other_model", "batch_size", "output_type"}
+    assert not contract.unknown_options(pipe.decompress, sorted(shared))
+    assert not contract.unknown_options(pipe.compress, ["batch_size"])
+    assert len(pipe.fingerprint()) == container.FINGERPRINT_BYTES
+
+
+def test_a_rate_is_taken_as_the_row_says(key, pipe, photo):
+    for rates in {}, {"target_bpp": 1.0, "max_bytes": 500}:
+        if CODECS[key].rate == "required" or (CODECS[key].rate == "cap" and rates):
+            with pytest.raises(ValueError, match="target_bpp"):
+                pipe.compress(photo, **rates)
+        elif not rates:
+            pipe.compress(photo)
+
+
+def test_one_or_many_give_the_same_bytes_each_time(key, pipe, pictures, files):
+    assert pipe.compress(pictures, **RATE[CODECS[key].rate]).bitstreams == files
+    assert (
+        pipe.compress(pictures[1], **RATE[CODECS[key].rate]).bitstreams == files[1:2]
+    )  # among others it had the network to itself
+
+
+def test_files_tell_their_facts_and_decode_at_their_sizes(key, pipe, pictures, files):
+    decoded = pipe.decompress(files, num_inference_steps=2).images
+    for picture, data, image in zip(pictures, files, decoded, strict=True):
+        facts = codecs.describe(data)
+        assert facts.keys() >= FACTS and facts["codec"] == CODECS[key].name and facts["complete"] is True
+        assert (facts["width"], facts["height"], facts["bytes"]) == (*picture.size, len(data))
+        assert facts["model"] == pipe.fingerprint().hex()
+        assert image.size == picture.size
+        json.dumps(facts)
+    alone = pipe.decompress(files[1], num_inference_steps=2).images[0]
+    assert np.array_equal(np.asarray(alone), np.asarray(decoded[1]))
+
+
+def test_every_cut_and_every_flipped_bit_is_noticed(files):
+    """A cut either raises or is told; the picture's data has a checksum, so a flipped bit of a whole file raises."""
+    data = files[1]
+    for length in range(len(data)):
+        try:
+            assert codecs.describe(data[:length])["complete"] is False
+        except (Corrupt, NotABitstream):
+            pass
+    for i in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[i // 8] ^= 1 << i % 8
+        with pytest.raises(BitstreamError):
+            codecs.describe(bytes(flipped))
+
+
+def test_another_model_is_refused(key, pipe, files):
+    other = make.pipeline(key, "v_prediction")
+    with pytest.raises(WrongModel, match=pipe.fingerprint().hex()):
+        other.decompress(files[1])
+
+
+def test_another_codec_is_refused_by_name(key, pipe, files):
+    for other in CODECS.keys() - {key}:
+        with pytest.raises(WrongModel, match=f"made by {CODECS[key].name}.*{CODECS[key].name}Pipeline"):
+            CODECS[other].format_module().describe(files[1])
+
+
+def test_a_codec_to_come_is_named():
+    data = bytearray(container.pack(container.Header(1, 8, 8, bytes(4), b""), b""))
+    for number, name in RESERVED.items():
+        data[2] = number
+        data[10:12] = container._crc16(bytes(data[:10])).to_bytes(2, "little")
+        with pytest.raises(UnsupportedVersion, match=f"{number}, {name},.*upgrade"):
+            codecs.describe(bytes(data))
+
+
+VALUES = {"--channel": "trellis", "--captioner": "blip", "--reconstruction": "flow"}
+
+
+@pytest.mark.parametrize(("verb", "method", "options"), [("encode", "compress", ENCODING), ("decode", "decompress", DECODING)])
+def test_an_option_that_the_codec_does_not_know_is_refused_by_name(
+    key, files, photo, tmp_path, capsys, monkeypatch, verb, method, options
+):
+    monkeypatch.setattr(cli.loading, "load", None)
+    (tmp_path / "in.dfc").write_bytes(files[1])
+    photo.save(tmp_path / "in.png")
+    rate = ["--max-bytes", "99"] if verb == "encode" and CODECS[key].rate == "required" else []
+    of_codec = ["--codec", key, *rate] if verb == "encode" else []
+    source, target = ("in.png", "out.dfc") if verb == "encode" else ("in.dfc", "out.png")
+    call = [verb, str(tmp_path / source), str(tmp_path / target), *of_codec]
+    refused = [name for name, argument in options.items() if contract.unknown_options(getattr(CODECS[key].pipeline_class(), method), [argument])]  # fmt: skip
+    refused = [name for name in refused if not (rate and name == "--quality")]
+    for option in refused:
+        assert cli.main([*call, option, VALUES.get(option, "1")]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and err.startswith(f"error: {option}: {key} has no such option")
+    assert cli.main([*call, "--option", "colour=blue"]) == 2
+    assert f"--option colour: {key}" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------------ a new one
+
+TOY_FORMAT = """
+from diffusers_compress.format import container
+
+NUMBER = 200
+
+
+def describe(data, limits):
+    header, offset = container.read_header(data, limits)
+    container.check_codec(header, NUMBER)
+    payload, _ = container.read_payload(data, offset)
+    return {
+        "codec": "Toy", "width": header.width, "height": header.height, "bytes": len(data),
+        "bpp": 8 * len(data) / (header.width * header.height), "model": header.fingerprint.hex(), "side": header.parameters[0],
+        "complete": True,
+    }
+"""
+
+TOY_PIPELINE = """
+from pathlib import Path
+
+from PIL import Image
+
+from diffusers_compress.format import container
+from diffusers_compress.format.limits import DEFAULT_LIMITS
+from diffusers_compress.outputs import CompressOutput, DecompressOutput
+from toy_codec.format import NUMBER
+
+
+class ToyPipeline:
+    vae_scale_factor = 8
+    device = "cpu"
+
+    @classmethod
+    def from_pretrained(cls, model, dtype=None):
+        assert (Path(model) / "model_index.json").is_file()
+        return cls()
+
+    def to(self, device):
+        return self
+
+    def set_progress_bar_config(self, **options):
+        pass
+
+    def fingerprint(self):
+        return b"toy!"
+
+    def compress(self, image, side=4, batch_size=8):
+        images = image if isinstance(image, list) else [image]
+        files = []
+        for image in images:
+            header = container.Header(NUMBER, *image.size, self.fingerprint(), bytes([side]))
+            files.append(container.pack(header, image.convert("RGB").resize((side, side)).tobytes()))
+        bpp = [8 * len(file) / (image.width * image.height) for file, image in zip(files, images)]
+        return CompressOutput(bitstreams=files, bpp=bpp, notes=[["a toy"] for _ in images])
+
+    def decompress(self, bitstreams, resample=2, limits=DEFAULT_LIMITS, allow_other_model=False, batch_size=8, output_type="pil"):
+        images = []
+        for data in [bitstreams] if isinstance(bitstreams, bytes) else bitstreams:
+            header, offset = container.read_header(data, limits)
+            side = header.parameters[0]
+            thumb = Image.frombytes("RGB", (side, side), container.read_payload(data, offset)[0])
+            images.append(thumb.resize((header.width, header.height), resample))
+        return DecompressOutput(images=images)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A codec in a folder outside the package: its pipeline, its format, a model, and one row."""
+    package = tmp_path / "code" / "toy_codec"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "format.py").write_text(textwrap.dedent(TOY_FORMAT))
+    (package / "pipeline.py").write_text(textwrap.dedent(TOY_PIPELINE))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text("{}")
+    monkeypatch.syspath_prepend(package.parent)
+    row = Codec(
+        200, "Toy", "toy_codec.pipeline:ToyPipeline", "toy_codec.format", str(tmp_path / "model"), "none", preview={"resample": 0}
+    )
+    monkeypatch.setitem(CODECS, "toy", row)
+    yield row
+    for name in [name for name in sys.modules if name.startswith("toy_codec")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def coded(toy, photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    assert (
+        cli.main(["encode", str(tmp_path / "photo.png"), str(tmp_path / "photo.dfc"), "--codec", "toy", "--option", "side=8"])
+        == 0
+    )
+    return tmp_path / "photo.dfc"
+
+
+def test_a_new_codec_works_from_the_command_line(toy, coded, photo, tmp_path, capsys):
+    capsys.readouterr()
+    assert cli.main(["info", str(coded), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["codec"], facts["side"], facts["width"]) == ("Toy", 8, photo.width)
+    expected = photo.resize((8, 8))
+    for options, resample in ([], 2), (["--preview"], 0):
+        assert cli.main(["decode", str(coded), str(tmp_path / "back.png"), "--force", *options]) == 0
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), np.asarray(expected.resize(photo.size, resample)))
+    capsys.readouterr()
+    assert cli.main(["decode", str(coded), str(tmp_path / "new.png"), "--steps", "3"]) == 2
+    assert capsys.readouterr().err == "error: --steps: toy has no such option in decoding\n"
+    assert cli.main(["encode", str(tmp_path / "photo.png"), str(tmp_path / "new.dfc"), "--codec", "toy", "--bpp", "1"]) == 2
+    assert capsys.readouterr().err == "error: --bpp: toy has no such option in encoding\n"
+    assert cli.main(["info", str(coded), "--find", str(tmp_path)]) == 0
+    assert f"made with  {tmp_path / 'model'}" in capsys.readouterr().out
+
+
+def test_a_new_codec_works_in_batches(toy, coded, photo, tmp_path):
+    (tmp_path / "in").mkdir()
+    photo.save(tmp_path / "in" / "photo.png")
+    words = ["--codec", "toy", "--device", "cpu"]
+    assert cli.main(["batch", str(tmp_path / "in"), str(tmp_path / "coded"), *words, "--option", "side=8"]) == 0
+    assert (tmp_path / "coded" / "photo.dfc").read_bytes() == coded.read_bytes()
+    assert cli.main(["batch", str(tmp_path / "coded"), str(tmp_path / "back"), *words, "--decode"]) == 0
+    assert Image.open(tmp_path / "back" / "photo.png").size == photo.size
+
+
+def test_a_new_codec_is_evaluated(toy, photo, tmp_path):
+    (tmp_path / "in").mkdir()
+    photo.save(tmp_path / "in" / "photo.png")
+    words = ["--codec", "toy:encode.side=8,jpeg", "--bpp", "1", "--metrics", "psnr", "--device", "cpu"]
+    assert cli.main(["eval", str(tmp_path / "in"), "--out", str(tmp_path / "report"), *words]) == 0
+    row = next(csv.DictReader((tmp_path / "report" / "rows.csv").read_text().splitlines()))
+    assert row["codec"] == "toy:encode.side=8" and float(row["psnr"]) > 10 and row["fingerprint"] == b"toy!".hex()
+
+
+def test_a_new_codec_is_a_format_of_pillow(toy, coded, photo, monkeypatch):
+    Image.init()
+    for name in ("OPEN", "SAVE", "EXTENSION", "MIME", "ID"):
+        monkeypatch.setattr(Image, name, getattr(Image, name).copy())
+    monkeypatch.setattr(pil, "registered", {})
+    pil.register(toy.pipeline_class()())
+    buffer = io.BytesIO()
+    photo.save(buffer, "DFC", side=8)
+    assert buffer.getvalue() == coded.read_bytes()
+    image = Image.open(buffer)
+    assert (image.info["codec"], image.size) == ("toy", photo.size)
+    assert np.array_equal(np.asarray(image), np.asarray(photo.resize((8, 8)).resize(photo.size, 2)))
