@@ -1,6 +1,8 @@
 """The command line, run as a user would on a tiny random model; its failures one by one."""
 
+import dataclasses
 import errno
+import io
 import json
 import os
 import shutil
@@ -16,11 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_compress import DiffCPipeline, VarianceHead, __version__, calibration, cli, images
-from diffusers_compress.cli import loading, terminal
+from diffusers_compress import DiffCPipeline, VarianceHead, __version__, calibration, cli, codecs, images
+from diffusers_compress.cli import info, loading, terminal
 from diffusers_compress.cli.calibrate import save_calibrated
 from diffusers_compress.cli.demo import DEMO_BPP, demo_photo
 from diffusers_compress.cli.paths import check_picture_format
+from diffusers_compress.codecs.diffc import format as diffc_format
+from diffusers_compress.coding import bit_payload
+from diffusers_compress.format import container
 
 SETTINGS = ["--device", "cpu", "--dtype", "float32"]
 
@@ -228,6 +233,8 @@ def test_demo_measures_on_what_it_wrote(run, photo, picture, tiny_sd_folder, tmp
     assert f"PSNR {10 * np.log10(255**2 / (error**2).mean()):.2f} dB" in out[1]
     both = np.asarray(Image.open(folder / "photo.side_by_side.png"))
     assert np.array_equal(both[:, :96], np.asarray(photo))
+    again = run("demo", picture, "--folder", folder, "--bpp", 0.4, "--model", tiny_sd_folder, *SETTINGS)
+    assert again[0] == 0 and (folder / "photo.dfc").stat().st_size < size
 
 
 @pytest.mark.slow
@@ -467,3 +474,129 @@ def test_a_failed_write_leaves_nothing(run, coded, tiny_sd_folder, tmp_path, mon
     result = run("decode", coded, tmp_path / "o.png", "--preview", "--model", tiny_sd_folder, *SETTINGS)
     assert_fails(result, "o.png: Input/output error")
     assert os.listdir(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------------- terminals and streams
+
+
+def process(*words, **options):
+    command = [sys.executable, "-m", "diffusers_compress.cli", *map(str, words)]
+    return subprocess.run(command, **{"check": False, "capture_output": True, "text": True, **options})
+
+
+@pytest.fixture(scope="module")
+def hostile(coded, tmp_path_factory):
+    """A file whose prompt would steer a terminal, and has letters that ASCII cannot show."""
+    header, parameters, messages, _ = diffc_format.read_file(coded.read_bytes())
+    parameters.prompt = "red \x1b[31m \u202e Größe 🙂\r"
+    whole = dataclasses.replace(header, parameters=parameters.to_bytes())
+    path = tmp_path_factory.mktemp("hostile") / "photo.dfc"
+    path.write_bytes(container.pack(whole, bit_payload.pack(messages, parameters.budgets)))
+    return path
+
+
+def test_info_imports_no_torch_numpy_or_diffusers(coded):
+    program = (
+        "import sys; from diffusers_compress.cli import main; status = main(['info', sys.argv[1]]);"
+        "sys.exit(status or ' '.join({'torch', 'numpy', 'diffusers', 'transformers', 'PIL'} & sys.modules.keys()) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program, str(coded)], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "a small house" in result.stdout
+
+
+def test_info_as_json_and_long_lists_shortened(run, coded):
+    (line,) = run("info", coded, "--json")[1]
+    facts = json.loads(line)
+    assert facts == codecs.describe(coded.read_bytes()) and len(facts["budgets"]) > info.LONGEST
+    shown = dict(line.split(maxsplit=1) for line in run("info", coded)[1])["budgets"]
+    assert shown.endswith(f", ... ({len(facts['budgets'])} in all)]") and shown.count(",") == info.LONGEST
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_nothing_raw_reaches_the_terminal(hostile, tmp_path, encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    result = process("info", hostile, text=False, env=environment)
+    assert (result.returncode, result.stderr) == (0, b"")
+    prompt = next(line for line in result.stdout.decode(encoding).splitlines() if line.startswith("prompt"))
+    assert prompt.isprintable() and r"\x1b[31m" in prompt and r"\u202e" in prompt and prompt.endswith(r"\r")
+    assert ("ö" in prompt) == (encoding != "ascii")
+    result = process("info", tmp_path / "no\x1b[2J\udcff.dfc", text=False, env=environment)
+    assert result.returncode == 2 and b"\x1b" not in result.stderr and result.stderr.count(b"\n") == 1
+
+
+def closed(redirections, *words):
+    command = f'"$0" -m diffusers_compress.cli "$@" {redirections}'
+    return subprocess.run(["sh", "-c", command, sys.executable, *map(str, words)], check=False, capture_output=True, text=True)
+
+
+def test_closed_streams(coded):
+    assert closed("<&-", "info", coded).returncode == 0
+    assert closed("2>&-", "info", coded).stdout.startswith("codec")
+    result = closed(">&-", "info", coded)
+    assert result.returncode == 1 and result.stderr == "error: stdout is closed\n"
+    assert closed("<&-", "info", "-").stderr == "error: IN is -, and stdin is closed\n"
+    assert closed(">&- 2>&- <&-", "info", coded).returncode == 1
+    result = closed(">&-", "decode", coded, "-")
+    assert result.returncode == 1 and "stdout is closed" in result.stderr
+
+
+def test_a_pipe_that_ends_early(coded):
+    for words in ["info", coded], ["--help"]:
+        read, write = os.pipe()
+        os.close(read)
+        result = process(*words, capture_output=False, stdout=write, stderr=subprocess.PIPE)
+        os.close(write)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_works_success_decides_not_who_hears_of_it(run, coded, tiny_sd_folder, tmp_path, monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    status, *_ = run("decode", coded, tmp_path / "o.png", "--preview", "--model", tiny_sd_folder, *SETTINGS)
+    assert status == 0 and Image.open(tmp_path / "o.png").size == (96, 64)
+    monkeypatch.setattr(sys, "stdout", None)
+    status, *_ = run("decode", coded, tmp_path / "p.png", "--preview", "--model", tiny_sd_folder, *SETTINGS)
+    assert status == 0 and (tmp_path / "p.png").exists()
+
+
+def test_debug_shows_the_traceback(run, tmp_path):
+    (tmp_path / "no.dfc").write_bytes(b"hello")
+    for words in ["--debug", "info", tmp_path / "no.dfc"], ["info", tmp_path / "no.dfc", "--debug"]:
+        status, _, err = run(*words)
+        assert status == 1 and err[0].startswith("Traceback") and err[-1].startswith("error: not a .dfc file")
+
+
+def test_exit_statuses(run, picture, tmp_path, monkeypatch):
+    target = tmp_path / "o.dfc"
+    assert run("encode", picture, target)[0] == run("encode", picture, target, "--bpp", 0)[0] == 2
+    status, _, err = run("encode", picture, target, "--bpp", -1)
+    assert status == 2 and "--bpp" in err[0] and "target_bpp" not in err[0]
+    assert run("encode", picture, target, "--bpp", 1, "--model", tmp_path / "none")[0] == 1
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load", interrupt)
+    assert run("encode", picture, target, "--bpp", 1)[::2] == (130, ["error: interrupted"])
+
+
+def test_a_message_names_the_option_that_was_typed(run, coded, picture, tiny_sd_folder, tmp_path):
+    status, _, err = run("decode", coded, tmp_path / "o.png", "--steps", 0, "--model", tiny_sd_folder, *SETTINGS)
+    assert status == 1 and err[0].startswith("error: --steps must be at least 1")
+    assert_fails(
+        run("decode", coded, tmp_path / "o.png", "--preview", "--reconstruction", "flow"), "--preview or --reconstruction"
+    )
+
+
+def test_the_shell_completes(coded):
+    environment = os.environ | {
+        "_DIFFUSERS_COMPRESS_COMPLETE": "complete_bash",
+        "COMP_WORDS": "diffusers-compress enc",
+        "COMP_CWORD": "1",
+    }
+    result = process(env=environment)
+    assert result.stdout.split() == ["encode"]

@@ -18,7 +18,7 @@ from diffusers_compress.cli.encode import encode_command
 from diffusers_compress.cli.eval import eval_command
 from diffusers_compress.cli.info import info_command
 from diffusers_compress.cli.push import push_command
-from diffusers_compress.cli.terminal import complain, explain, hold_closed_streams, let_go_of_stdout, status_of, tell
+from diffusers_compress.cli.terminal import INTERRUPTED, complain, explain, hold_closed_streams, let_go_of_stdout, status_of, tell
 
 app = typer.Typer(help="Photos to small files and back with diffusion models.")
 COMMANDS = {
@@ -61,9 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
             if not debug:
                 warnings.simplefilter("ignore")
             command = typer.main.get_command(app)
-            return command.main(arguments, prog_name="diffusers-compress", standalone_mode=False) or 0
-    except BrokenPipeError:  # whoever reads what was asked for, such as help, has seen enough
-        return 0
+            status = command.main(arguments, prog_name="diffusers-compress", standalone_mode=False) or 0
+        if status == INTERRUPTED:
+            complain("error: interrupted")
+        return status
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # whoever reads what was asked for, such as help, has seen enough
+            return 0
+        raise
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a user gets a line, never a traceback
         if debug:
             for line in "".join(traceback.format_exception(error)).splitlines():

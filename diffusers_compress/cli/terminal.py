@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import typer
 
 DASH = Path("-")  # stdin or stdout
+INTERRUPTED = 130  # exit status
 INTERVAL = 10.0  # seconds between lines of progress where there is no terminal
 OPTIONS = {  # what a message calls an argument of the pipelines -> what its user typed
     "target_bpp": "--bpp",
@@ -161,7 +162,7 @@ def explain(error: BaseException) -> str:
 
 def status_of(error: BaseException) -> int:
     """The exit status of a failure: docs/cli.md has the table."""
-    return 130 if isinstance(error, KeyboardInterrupt | typer.Abort) else getattr(error, "exit_code", 1)
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt | typer.Abort) else getattr(error, "exit_code", 1)
 
 
 def hold_closed_streams() -> None:
