@@ -349,6 +349,7 @@ def test_a_format_that_cannot_hold_the_picture_is_refused_before_the_model_loads
     monkeypatch.setattr(loading, "load", None)
     facts = {"codec": "DiffC", "width": size[0], "height": size[1]}
     monkeypatch.setattr("diffusers_compress.cli.decode.describe", lambda data, limits: facts)
+    monkeypatch.setattr("diffusers_compress.cli.decode.codec_of", lambda *_: "diffc")
     (tmp_path / "a.dfc").write_bytes(b"a file")
     assert_fails(run("decode", tmp_path / "a.dfc", tmp_path / f"out{suffix}"), words)
     assert os.listdir(tmp_path) == ["a.dfc"]
