@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _DEFINED_IN = {
     **{codec.pipeline.partition(":")[2]: codec.pipeline.partition(":")[0].partition(".")[2] for codec in CODECS.values()},
     "VarianceHead": "models.variance_head",
+    "WienerUNet": "models.wiener_unet",
     "HyperPrior": "models.hyperprior",
     "HyperEncoder": "models.hyper_encoder",
     "ParameterNetwork": "models.hyperprior",

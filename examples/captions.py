@@ -1,7 +1,8 @@
-"""PerCo: a caption and a sketch of a few bytes; what the caption says shows in the picture.
+"""PerCo: a caption and a sketch of a few bytes; with a model that knows text, what the caption says shows in the picture.
 
     python examples/captions.py PHOTO "a harbour at dusk" "a harbour in winter"
 
+It needs a model whose text encoder was trained: with the embedded model a caption is stored and changes nothing.
 Writes captions.png: the photo, and for each caption what its file decodes to, from the same noise. `diffusers-compress encode
 --codec perco --captioner MODEL` lets a model write the caption.
 """

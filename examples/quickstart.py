@@ -2,7 +2,7 @@
 
     python examples/quickstart.py [PHOTO]
 
-Writes photo.dfc and decoded.png. Without PHOTO it takes the portrait that matplotlib ships.
+Writes photo.dfc and decoded.png. Without PHOTO it takes one that comes with the package.
 """
 
 import argparse

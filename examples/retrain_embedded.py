@@ -20,12 +20,12 @@ import sys
 from pathlib import Path
 
 SHARES = {
-    "vae": 0.3,
-    "unet": 0.42,
-    "decoder": 0.1,
+    "decoder": 0.25,
+    "unet": 0.5,
+    "texture": 0.05,
     "variance head": 0.06,
-    "hyperprior": 0.07,
-    "quantizer": 0.05,
+    "hyperprior": 0.1,
+    "quantizer": 0.04,
 }  # of the minutes
 PERCO = (
     "--crop 256 --batch 8 --mixed-precision bf16 --lr 5e-4 --hyper-lr 1e-3 --warm-up 100 --schedule cosine --ema 0.998 "
@@ -40,9 +40,9 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=20, help="for all but PerCo, and but for encoding and calibrating")
-    parser.add_argument("--perco-steps", type=int, default=3000, help="for each of two presets; 0: no PerCo")
-    parser.add_argument("--checkpoint-minutes", type=float, default=1)
+    parser.add_argument("--minutes", type=float, default=240, help="for all but PerCo, and but for encoding and calibrating")
+    parser.add_argument("--perco-steps", type=int, default=2000, help="for each of two presets; 0: no PerCo")
+    parser.add_argument("--checkpoint-minutes", type=float, default=4)
     return parser.parse_known_args()
 
 
@@ -50,7 +50,7 @@ def commands(args, further):
     """(folder in RUN, script and its arguments) in order."""
     minutes = {name: share * args.minutes for name, share in SHARES.items()}
     common = ["--photos", args.photos, "--checkpoint-minutes", args.checkpoint_minutes]
-    stages = [word for name in ("vae", "unet", "decoder") for word in (f"--{name}-minutes", minutes[name])]
+    stages = [word for name in ("decoder", "unet", "texture") for word in (f"--{name}-minutes", minutes[name])]
     yield "model", ["train_embedded.py", *common, *stages, *further]
 
     model = ["--model", args.output / "model" / "model"]

@@ -150,6 +150,9 @@ def add_parts(model, folder, calibration, **components):
     for name, component in components.items():
         component.half().save_pretrained(folder / name)
         index[name] = ["diffusers_compress", type(component).__name__]
+        config = json.loads((folder / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # a path of this machine
+        (folder / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     print(f"wrote {folder}")
 
@@ -160,8 +163,9 @@ def add_parts(model, folder, calibration, **components):
 class Stage:
     """One stage's loop, in one process: cosine learning rate over wall-clock minutes, averaged weights, checkpoints, log lines."""
 
-    def __init__(self, accelerator, name, model, lr, minutes, args):
+    def __init__(self, accelerator, name, model, lr, minutes, args, warm_up=100):
         self.accelerator, self.name, self.lr, self.minutes, self.args = accelerator, name, lr, minutes, args
+        self.warm_up = warm_up  # steps
         self.folder, self.log = args.output / "checkpoints" / name, args.output / "log.jsonl"
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -190,7 +194,7 @@ class Stage:
         since, steps, total = self.seconds, 0, 0.0
         while self.progress < 1:
             start = time.perf_counter()
-            warm_up = min(1, (self.step + 1) / 100)
+            warm_up = min(1, (self.step + 1) / self.warm_up)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
             loss = loss_of(self.model)

@@ -223,14 +223,19 @@ class Training:
         return (torch.randint(1, grid + 1, (count,), device=self.device) * timesteps) // grid - 1
 
     def prediction_error(self, trainee, x_0, t, eps, captions):
-        """(squared error of the UNet's output [B], x_0_hat, loss of the codebook, error of the read-out)"""
+        """(relative squared error of the UNet's output [B], x_0_hat, loss of the codebook, error of the read-out)"""
         alpha, sigma = self.levels(t)
         x_t = alpha * x_0 + sigma * eps
         embeds = self.pipe.encode_prompt(captions)["text"].detach()
         output, codebook, readout = trainee(x_0, x_t, t, embeds)
         target = target_of(x_0, eps, alpha, sigma, self.noise.prediction_type)
         x_0_hat = equations.predict_x0(output, x_t, alpha, sigma, self.noise.prediction_type) if self.lpips else None
-        return (output - target).square().mean((1, 2, 3)), x_0_hat, codebook, readout
+        error = (output - target).square().mean((1, 2, 3))
+        if self.noise.prediction_type == "v_prediction":
+            # Over what a Gaussian of the channels' variances would leave of v: 1 where all variances are 1
+            variance = x_0.var((0, 2, 3))[:, None, None]
+            error = error / (variance / (alpha**2 * variance + sigma**2)).mean((1, 2, 3))
+        return error, x_0_hat, codebook, readout
 
     def losses(self, trainee, step, crops, captions):
         """The loss, and its parts for the log."""

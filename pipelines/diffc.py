@@ -16,6 +16,7 @@ from types import ModuleType
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderTiny,
     DiffusionPipeline,
@@ -49,6 +50,7 @@ from diffusers_compress.coding.channels import CHANNELS
 from diffusers_compress.coding.channels.trellis import Trellis
 from diffusers_compress.contract import DIFFC
 from diffusers_compress.diffusion import schedule, solvers
+from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
@@ -85,7 +87,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
     def __init__(
         self,
         scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | None = None,
         text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
         tokenizer: CLIPTokenizer | None = None,
         unet: UNet2DConditionModel | UNet2DModel | None = None,
@@ -104,7 +106,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         self.register_modules(text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3)
         self.register_modules(variance_head=variance_head)
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt, calibration=calibration)
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
+        self.vae_scale_factor = scale_factor_of(vae)
 
     # ------------------------------------------------------------------------------------------------------ public calls
 

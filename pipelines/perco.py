@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -28,6 +28,7 @@ from diffusers_compress.coding import randomness
 from diffusers_compress.coding.text import vocabulary_of
 from diffusers_compress.contract import PERCO
 from diffusers_compress.diffusion import solvers
+from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.format import container
@@ -63,7 +64,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderDC,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
@@ -73,7 +74,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         super().__init__()
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.register_modules(hyper_encoder=hyper_encoder)
-        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1) if getattr(self, "vae", None) else 8
+        self.vae_scale_factor = scale_factor_of(vae)
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike, preset: str | float | None = None, **options) -> Self:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderTiny,
     DiffusionPipeline,
@@ -45,6 +46,7 @@ from diffusers_compress.codecs.relic.symbols import EntropyModel
 from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.contract import RELIC
 from diffusers_compress.diffusion import schedule, solvers
+from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
@@ -81,7 +83,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
     def __init__(
         self,
         scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderTiny | None = None,
+        vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | None = None,
         text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
         tokenizer: CLIPTokenizer | None = None,
         unet: UNet2DConditionModel | UNet2DModel | None = None,
@@ -101,7 +103,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         self.register_modules(text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3)
         self.register_modules(hyperprior=hyperprior, parameter_network=parameter_network)
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt, calibration=calibration)
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
+        self.vae_scale_factor = scale_factor_of(vae)
 
     # ------------------------------------------------------------------------------------------------------ public calls
 

@@ -242,8 +242,8 @@ def test_demo_takes_matplotlibs_photo_at_its_own_rate(run, tiny_sd_folder, tmp_p
     status, _, err = run("demo", "--folder", tmp_path, "--preview", "--model", tiny_sd_folder, *SETTINGS)
     assert (status, err) == (0, [])
     width, height = images.open_image(demo_photo()).size
-    assert Image.open(tmp_path / "grace_hopper.decoded.png").size == (width, height)
-    assert 8 * (tmp_path / "grace_hopper.dfc").stat().st_size / (width * height) <= DEMO_BPP
+    assert Image.open(tmp_path / "coffee.decoded.png").size == (width, height)
+    assert 8 * (tmp_path / "coffee.dfc").stat().st_size / (width * height) <= DEMO_BPP
 
 
 def test_calibrate_copies_the_model_with_what_it_found(run, photo, tiny_sd_folder, tmp_path):

@@ -357,8 +357,8 @@ def test_the_command_line(pipe, photo, coded, tmp_path, monkeypatch, capsys):
     assert cli.main(["decode", "photo.dfc", "again.png", "--model", "model", "--device", "cpu", "--steps", "2"]) == 0
     with Image.open("again.png") as image:
         assert np.abs(np.asarray(image) / 255 - decoded(pipe, coded, num_inference_steps=2)).max() < 2.01 / 255
-    assert cli.main(["encode", "photo.png", "other.dfc", *perco, "--quality", "0.5"]) == 1
-    assert "perco takes --bpp or --max-bytes" in capsys.readouterr().err
+    assert cli.main(["encode", "photo.png", "other.dfc", *perco, "--quality", "0.5"]) == 2
+    assert "--quality: perco has no such option" in capsys.readouterr().err
 
 
 def test_whole_datasets(pipe, photo, tmp_path):

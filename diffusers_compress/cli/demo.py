@@ -1,6 +1,5 @@
 """The command `demo`."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,13 +81,8 @@ def demo_command(
 
 
 def demo_photo() -> Path:
-    """The photo that matplotlib ships for its own examples: the official portrait of Commodore Grace M. Hopper, a U.S. Navy
-    photograph (Wikimedia Commons, File:Grace_Hopper.jpg), in the public domain as a work of the U.S. federal government."""
-    matplotlib = find_spec("matplotlib")
-    photo = Path(matplotlib.origin).parent / "mpl-data/sample_data/grace_hopper.jpg" if matplotlib else None
-    if photo is None or not photo.is_file():
-        raise FileNotFoundError('no demo photo here: pip install "diffusers_compress[demo]", or name a photo of yours')
-    return photo
+    """A photo that comes with the package: a cup of coffee at the Pikolo Espresso Bar, by Rachel Michetti, who gave it to the public (CC0)."""
+    return Path(__file__).parents[1] / "embedded" / "coffee.jpg"
 
 
 def compare(image: "Image.Image", decoded: "Image.Image") -> "tuple[float, Image.Image]":

@@ -22,6 +22,16 @@ def _dct(n: int, block: int, device=None) -> Tensor:
     return matrix.to(device, torch.float32)
 
 
+def dct(x: Tensor) -> Tensor:
+    """Orthonormal two-dimensional DCT-II of x [..., h, w]."""
+    return _dct(x.shape[-2], x.shape[-2], x.device) @ x @ _dct(x.shape[-1], x.shape[-1], x.device).T
+
+
+def inverse_dct(x: Tensor) -> Tensor:
+    """Undoes `dct`."""
+    return _dct(x.shape[-2], x.shape[-2], x.device).T @ x @ _dct(x.shape[-1], x.shape[-1], x.device)
+
+
 def block_transform(x: Tensor) -> Tensor:
     """DCT of each block of x [..., h, w], where the block was; its mean value (times 4) comes first."""
     return _dct(x.shape[-2], BLOCK, x.device) @ x @ _dct(x.shape[-1], BLOCK, x.device).T
@@ -30,16 +40,12 @@ def block_transform(x: Tensor) -> Tensor:
 def transform(x: Tensor) -> Tensor:
     """Coefficients of x [..., h, w], shaped like x: those of `block_transform`, but for the DCT of all means in place of these."""
     x = block_transform(x)
-    means = x[..., ::BLOCK, ::BLOCK]
-    h, w = means.shape[-2:]
-    x[..., ::BLOCK, ::BLOCK] = _dct(h, h, x.device) @ means @ _dct(w, w, x.device).T
+    x[..., ::BLOCK, ::BLOCK] = dct(x[..., ::BLOCK, ::BLOCK])
     return x
 
 
 def inverse(coefficients: Tensor) -> Tensor:
     """x [..., h, w] of its coefficients."""
     x = coefficients.clone()
-    means = x[..., ::BLOCK, ::BLOCK]
-    h, w = means.shape[-2:]
-    x[..., ::BLOCK, ::BLOCK] = _dct(h, h, x.device).T @ means @ _dct(w, w, x.device)
+    x[..., ::BLOCK, ::BLOCK] = inverse_dct(x[..., ::BLOCK, ::BLOCK])
     return _dct(x.shape[-2], BLOCK, x.device).T @ x @ _dct(x.shape[-1], BLOCK, x.device)

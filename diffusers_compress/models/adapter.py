@@ -41,7 +41,7 @@ def widen(unet, extra: int):
         new.weight[:, : old.in_channels] = old.weight
         new.bias.copy_(old.bias)
     unet.conv_in = new.to(old.weight)
-    unet.register_to_config(in_channels=new.in_channels)
+    unet.register_to_config(in_channels=unet.config.in_channels + extra)
 
 
 def choose_trained(unet, rank: int | None, whole: str = ""):

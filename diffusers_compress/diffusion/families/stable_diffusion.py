@@ -5,7 +5,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
-from diffusers_compress.diffusion.families.common import config_of
+from diffusers_compress.diffusion.families.common import config_of, mean_of
 
 
 class StableDiffusion:
@@ -39,25 +39,26 @@ class StableDiffusion:
 
     def predict(self, x_t: Tensor, timesteps: list[int], told: dict[str, Tensor]) -> Tensor:
         """The network's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
-        t = torch.tensor(timesteps, device=x_t.device)
-        return self.pipe.unet(x_t.to(self.pipe.unet.dtype), t, told["text"], return_dict=False)[0].float()
+        t, unet = torch.tensor(timesteps, device=x_t.device), self.pipe.unet
+        x_t = x_t.to(getattr(unet, "input_dtype", unet.dtype))
+        return unet(x_t, t, told["text"], return_dict=False)[0].float()
 
     def encode_picture(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, H/8, W/8] in float32: the mean, not a draw."""
         vae = self.pipe.vae
-        encoded = vae.encode(x.to(self.pipe._execution_device, vae.dtype))
-        mean = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).float()
-        return (mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+        mean = mean_of(vae.encode(x.to(self.pipe._execution_device, vae.dtype))).float()
+        return (mean - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
 
     def decode_latent(self, x_0: Tensor) -> Tensor:
         """Scaled latents [B, C, h, w] to pictures [B, 3, 8h, 8w] in float32, about [-1, 1]."""
         vae = self.pipe.vae
-        z = x_0 / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        z = x_0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
         return vae.decode(z.to(vae.dtype), return_dict=False)[0].float()
 
     def identity(self) -> dict:
         """Plain values that decide what a file decodes to, besides weights and noise levels."""
-        return {"scaling_factor": self.pipe.vae.config.scaling_factor, "shift_factor": self.pipe.vae.config.shift_factor}
+        config = self.pipe.vae.config
+        return {"scaling_factor": config.scaling_factor, "shift_factor": config.get("shift_factor")}
 
     def tokens(self, tokenizer: str, prompts: list[str], length: int | None = None) -> Tensor:
         """Token ids [B, length] of a tokenizer; by default as many as its model takes."""
