@@ -3,14 +3,16 @@
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from diffusers_compress import hub, images
+from diffusers_compress import hub, images, loading
 from diffusers_compress.contract import name_of
 from diffusers_compress.diffusion import families, schedule, solvers
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
@@ -55,11 +57,34 @@ class LatentCodecMixin:
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
     @classmethod
-    def from_pretrained(cls, *arguments, **options):
-        """As diffusers', but weights come from safetensors alone unless the caller says otherwise: other formats can run code."""
-        folder = arguments[0] if arguments else options.get("pretrained_model_name_or_path", "")
-        check_folders(Path(folder), inspect.signature(cls.__init__).parameters.keys() - options.keys())
-        return super().from_pretrained(*arguments, **{"use_safetensors": True, **options})
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **options) -> Self:
+        """As diffusers', but weights come from safetensors alone unless the caller says otherwise: other formats can run code.
+
+        Raises:
+            FileNotFoundError, ValueError: what `loading.check_folder` finds in the model's folder.
+            OSError: the model cannot be had from the Hub, and why.
+        """
+        model, options = os.fspath(pretrained_model_name_or_path), {"use_safetensors": True, **options}
+        wanted = inspect.signature(cls.__init__).parameters.keys() - options.keys()
+        if Path(model).is_dir():
+            loading.check_folder(Path(model), wanted, options["use_safetensors"])
+        elif model.count("/") != 1:
+            raise FileNotFoundError(f"{model}: no such model folder")
+        try:
+            return super().from_pretrained(model, **options)
+        except OSError as error:
+            if (reason := loading.reason(error, model, options.get("revision"))) is None:
+                raise
+        raise OSError(reason)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **options) -> str:
+        """As diffusers', and checked."""
+        folder = super().download(pretrained_model_name, **options)
+        given = {name for name, part in options.items() if part is not None}
+        wanted = inspect.signature(cls.__init__).parameters.keys() - given
+        loading.check_folder(Path(folder), wanted, options.get("use_safetensors") is not False)
+        return folder
 
     @classmethod
     def _dict_from_json_file(cls, json_file, **options):
@@ -231,15 +256,6 @@ class LatentCodecMixin:
             f"the {name_of(header.codec)} file of {header.width}x{header.height} pixels was made with model {made_with.hex()}, {here}; "
             "`diffusers-compress info FILE --find FOLDER` looks for the right one; allow_other_model (--any-model) decodes to another picture"
         )
-
-
-def check_folders(model, names):
-    """FileNotFoundError if a local model's index lists one of these components and the component's folder is not there."""
-    index = model / "model_index.json"
-    listed = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
-    for name in names:
-        if isinstance(listed.get(name), list) and listed[name][0] and not (model / name).is_dir():
-            raise FileNotFoundError(f"{model}: the folder of the component {name} is missing; fetch or copy the model again")
 
 
 def check_rate_and_prompts(target_bpp, max_bytes, quality, prompts, pictures, max_prompt_bytes):

@@ -77,21 +77,25 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         self.vae_scale_factor = scale_factor_of(vae)
 
     @classmethod
-    def from_pretrained(cls, model: str | os.PathLike, preset: str | float | None = None, **options) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, preset: str | float | None = None, **options
+    ) -> Self:
         """As diffusers', and takes an adapter too.
 
         Of a folder with adapters for several rates `preset` names one ("0.0019"), or says how many bits per pixel the grid may take.
         ValueError for a model that was not trained for PerCo, unless `hyper_encoder` is given (None to train one).
         """
-        folder = adapter.find(model, preset, **options)
+        folder = adapter.find(pretrained_model_name_or_path, preset, **options)
         if folder is not None:
-            dtype = options.get("dtype", options.get("torch_dtype"))
-            dtype = dtype.get("hyper_encoder", dtype.get("default")) if isinstance(dtype, dict) else dtype
-            hyper_encoder = HyperEncoder.from_pretrained(folder, subfolder="hyper_encoder", torch_dtype=dtype)
-            pipe = super().from_pretrained(adapter.base_of(folder), hyper_encoder=hyper_encoder, **options)
+            options.pop("revision", None)  # the adapter's, not its base's
+            if "hyper_encoder" not in options:
+                dtype = options.get("dtype", options.get("torch_dtype"))
+                dtype = dtype.get("hyper_encoder", dtype.get("default")) if isinstance(dtype, dict) else dtype
+                options["hyper_encoder"] = HyperEncoder.from_pretrained(folder, subfolder="hyper_encoder", torch_dtype=dtype)
+            pipe = super().from_pretrained(adapter.base_of(folder), **options)
             adapter.apply(pipe.unet, folder)
             return pipe
-        pipe = super().from_pretrained(model, **options)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **options)
         if "hyper_encoder" not in options:
             pipe.check_trained()
         return pipe

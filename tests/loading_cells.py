@@ -74,4 +74,12 @@ for codec, name in CLASSES.items():
         ours.from_pretrained(SD, quantization_config=config)
     except Exception as error:  # the library is not there, or has no GPU
         cells[codec, "option", "quantization_config"] = "bitsandbytes" in str(error) or "GPU" in str(error)
+
+# adapters in a repository of the Hub: their revision is not that of their base, which has another
+rates = ours.from_pretrained("me/rates", preset=1, revision="old")
+cells["perco", "adapters", "preset"] = rates.hyper_encoder.config.stride
+options = {"revision": "old", "preset": "0.0019"}
+cells["perco", "adapters", "keyword"] = coded(ours.from_pretrained(pretrained_model_name_or_path="me/rates", **options))
+given = rates.hyper_encoder
+cells["perco", "adapters", "given"] = ours.from_pretrained("me/rates", hyper_encoder=given, **options).hyper_encoder is given
 print(json.dumps([[*cell, value] for cell, value in cells.items()]))

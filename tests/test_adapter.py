@@ -75,8 +75,8 @@ def test_adapters_are_found_by_name_or_rate(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / adapter.ABOUT).write_text('{"base": "../../model"}')
     assert adapter.find(tmp_path / "0.0019") == tmp_path / "0.0019"
-    found = {preset: adapter.find(tmp_path, preset).name for preset in (None, 0.001, 0.1, 0.2, "0.1250")}
-    assert found == {None: "0.0019", 0.001: "0.0019", 0.1: "0.0019", 0.2: "0.1250", "0.1250": "0.1250"}
+    found = {preset: adapter.find(tmp_path, preset).name for preset in (None, 0, 0.001, 0.1, 0.2, 1, "0.1250")}
+    assert found == {None: "0.0019", 0: "0.0019", 0.001: "0.0019", 0.1: "0.0019", 0.2: "0.1250", 1: "0.1250", "0.1250": "0.1250"}
     with pytest.raises(ValueError, match="preset is '0.5', .* has 0.0019, 0.1250"):
         adapter.find(tmp_path, "0.5")
 

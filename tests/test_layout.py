@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A module imports from lower layers and from its own folder only; a new one takes its place here.
 LAYERS = [
-    {"_diffusers", "captions", "errors", "files", "fingerprint", "images", "metrics", "outputs"},
+    {"_diffusers", "captions", "errors", "files", "fingerprint", "images", "loading", "metrics", "outputs"},
     {"contract"},
     {"format"},
     {"coding"},

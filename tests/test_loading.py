@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,14 +14,16 @@ import fake_hub
 import pytest
 import tiny_models
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_perco import make as perco
 
 from diffusers_compress import DiffCPipeline, PerCoPipeline, RelicPipeline, VarianceHead, hub
+from diffusers_compress.models import adapter
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"diffc": DiffCPipeline, "relic": RelicPipeline, "perco": PerCoPipeline}
 UNTRAINED = ("folder", "id", "pipe")  # rows that PerCo, which must be trained, does not have
+RATES = {"0.0019": 8, "0.1250": 1}  # adapters in a repository: their names, and the strides of their grids
 COLUMNS = ["class", "file", "custom id", "trusted"]
 ROWS = {"folder": COLUMNS[:3], "id": COLUMNS[:3], "saved": COLUMNS[:3], "pushed": ["class", "trusted"], "pipe": ["class", "file"]}
 OPTIONS = ["revision", "local_files_only", "variant", "dtype", "device_map", "quantization_config"]
@@ -52,10 +55,17 @@ def world(tmp_path_factory, photo):
     DiffCPipeline.from_pretrained(folder / "plain", variance_head=head()).save_pretrained(folder / "saved" / "diffc")
     RelicPipeline.from_pretrained(folder / "plain").save_pretrained(folder / "saved" / "relic")
     perco(folder / "plain").save_pretrained(folder / "saved" / "perco")
+    for rate, stride in RATES.items():
+        save_adapter(perco(folder / "plain", stride), folder / "hub/me/rates@old" / rate)
     photo.save(folder / "photo.png")
     (folder / "photos").mkdir()
     photo.save(folder / "photos" / "photo.png")
     return folder
+
+
+def save_adapter(pipe, folder, base="them/sd"):
+    pipe.hyper_encoder.save_pretrained(folder / "hyper_encoder")
+    adapter.save({f"conv_in.{name}": tensor for name, tensor in pipe.unet.conv_in.state_dict().items()}, folder, base, torch.float32)
 
 
 def head():
@@ -200,3 +210,97 @@ def test_a_saved_folder_is_still_a_stable_diffusion_model(world, caplog):
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(world / "calibrated")
     assert theirs.unet is not None and "calibration" not in caplog.text
     assert DiffCPipeline.from_pretrained(world / "calibrated").config.calibration == pipe.config.calibration
+
+
+# ---------------------------------------------------------------------------------------------------------------- adapters
+
+
+def test_adapters_in_a_repository(world, cells, photo):
+    """A preset by number or name; the repository's revision is not its base's, which has another one of that name."""
+    assert cells["perco", "adapters", "preset"] == RATES["0.1250"]
+    pipe = perco(world / "plain", RATES["0.0019"])
+    assert cells["perco", "adapters", "keyword"] == pipe.compress(photo).bitstreams[0].hex()
+    fetched = (world / "hub" / "requests.log").read_text().split()
+    assert "rates@old/0.0019/unet_changes.safetensors" in fetched
+
+
+def test_a_hyper_encoder_may_be_given_with_an_adapter(cells):
+    assert cells["perco", "adapters", "given"]
+
+
+def test_looking_for_a_model_asks_nothing_of_the_hub(world, address, photo, tmp_path):
+    pipe = perco(world / "plain")
+    save_adapter(pipe, tmp_path / "models" / "adapter", "them/elsewhere")
+    (tmp_path / "photo.dfc").write_bytes(pipe.compress(photo).bitstreams[0])
+    log = world / "hub" / "requests.log"
+    before = log.read_text() if log.exists() else ""
+    command = "import sys; from diffusers_compress.cli import main; print(main(sys.argv[1:]))"
+    run_with_hub(address, tmp_path, ["-c", command, "info", tmp_path / "photo.dfc", "--find", tmp_path / "models"])
+    assert (log.read_text() if log.exists() else "") == before
+
+
+# ---------------------------------------------------------------------------------------------------------------- messages
+
+
+def says(error, *arguments, **options):
+    """The one line that loading with these arguments ends with."""
+    with pytest.raises(error) as caught:
+        DiffCPipeline.from_pretrained(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def copy(world, tmp_path):
+    return shutil.copytree(world / "plain", tmp_path / "copy")
+
+
+def test_pickled_weights(world, tmp_path):
+    folder = copy(world, tmp_path)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    message = says(FileNotFoundError, folder)
+    assert "the weights of unet are a pickle (diffusion_pytorch_model.bin)" in message and "use_safetensors=False" in message
+
+
+def test_a_lora_saved_inside_a_network(world, tmp_path):
+    peft = pytest.importorskip("peft")
+    folder = copy(world, tmp_path)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    unet.add_adapter(peft.LoraConfig(target_modules=["to_q"]))
+    unet.save_pretrained(folder / "unet")
+    assert "unet was saved with a LoRA inside" in says(ValueError, folder)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    assert says(FileNotFoundError, tmp_path / "nothing") == f"{tmp_path / 'nothing'}: no such model folder"
+
+
+MESSAGES = """
+import diffusers_compress, sys
+for name, options in (("them/sd", {}), ("them/sd", {"local_files_only": True}), ("nobody/nothing", {})):
+    for codec in (diffusers_compress.DiffCPipeline, diffusers_compress.PerCoPipeline):
+        try:
+            codec.from_pretrained(name, **options)
+        except (OSError, ValueError) as error:
+            print(str(error).replace("\\n", "|"))
+"""
+
+
+def test_no_network_and_no_such_model(world, address, tmp_path):
+    nowhere = run_with_hub("http://127.0.0.1:9", tmp_path, ["-c", MESSAGES]).splitlines()
+    for unreachable, forbidden, other in (nowhere[0::2], nowhere[1::2]):
+        assert re.fullmatch(r"them/sd: the Hub cannot be reached \(.*refused.*\), and .* not in the cache; connect, or .*", unreachable)
+        assert "local_files_only or HF_HUB_OFFLINE forbids" in forbidden and "cannot be reached" in other
+    known = run_with_hub(address, tmp_path, ["-c", MESSAGES]).splitlines()
+    assert all("nobody/nothing: neither a folder here nor a public model on the Hub" in line for line in known[-2:])
+
+
+def test_an_autoencoder_of_another_kind(world, photo):
+    """AsymmetricAutoencoderKL's config knows no shift."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    channels = {"down_block_out_channels": (8,) * 4, "up_block_out_channels": (8,) * 4, "norm_num_groups": 4, "latent_channels": 4}
+    pipe = RelicPipeline.from_pretrained(world / "plain", vae=diffusers.AsymmetricAutoencoderKL(**blocks, **channels))
+    pipe.set_progress_bar_config(disable=True)
+    data = pipe.compress(photo, max_bytes=100).bitstreams[0]
+    assert pipe.decompress(data, num_inference_steps=1).images[0].size == photo.size

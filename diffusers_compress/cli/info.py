@@ -64,6 +64,7 @@ def model_indices(folder: Path) -> list[Path]:
 
 def model_identity(folder: Path, codec: str) -> str:
     try:
-        return loading.load(str(folder), "cpu", "bfloat16", codec).fingerprint().hex()
+        # An adapter's base may be on the Hub, which is not asked here.
+        return loading.load(str(folder), "cpu", "bfloat16", codec, local_files_only=True).fingerprint().hex()
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one folder, the next may be the right one
         return explain(error)

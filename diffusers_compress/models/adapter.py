@@ -5,12 +5,13 @@ Low rank: Hu et al. 2022 (LoRA), W = W_0 + up @ down, for linear layers and conv
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -77,26 +78,40 @@ def save(tensors: dict[str, Tensor], folder: Path, base: str, dtype=torch.float1
     Path(folder, ABOUT).write_text(json.dumps({"base": base}, indent=2) + "\n", encoding="utf-8")
 
 
-def find(name: str, preset: str | float | None = None, **options) -> Path | None:
+def find(name: str | os.PathLike, preset: str | float | None = None, **options) -> Path | None:
     """The folder of an adapter, fetched from the Hub if need be; None if `name` is none. options: of `from_pretrained`.
 
-    If it is a folder of adapters, named by bits per pixel, the one called `preset`, or for a number the largest that is not above it;
-    the smallest if there is no such one. ValueError for a name that is none of them.
+    Of several adapters in a folder or repository, named by bits per pixel, the one called `preset`, or for a number the largest that is
+    not above it; the smallest if there is no such one. ValueError for a name that is none of them.
     """
     if Path(name).is_dir():
-        presets = {path.parent.name: path.parent for path in Path(name).glob(f"*/{ABOUT}")}
-        if Path(name, ABOUT).is_file() or not presets:
-            return Path(name) if Path(name, ABOUT).is_file() else None
-        if isinstance(preset, str) and preset not in presets:
-            raise ValueError(f"preset is {preset!r}, {name} has {', '.join(sorted(presets))}")
-        within = [rate for rate in presets if isinstance(preset, float) and float(rate) <= preset]
-        return presets[preset if isinstance(preset, str) else max(within, key=float, default=min(presets, key=float))]
+        return choose(Path(name), preset)
     where = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
     try:
-        hf_hub_download(name, ABOUT, **where)
-    except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, HFValidationError):
-        return None  # a whole pipeline, or nothing that can be had: for `from_pretrained` to say
-    return Path(snapshot_download(name, allow_patterns=[ABOUT, FILE, "hyper_encoder/*"], **where))
+        folder = Path(snapshot_download(str(name), allow_patterns=["model_index.json", ABOUT, f"*/{ABOUT}"], **where))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError):
+        return None  # for `from_pretrained` to say
+    chosen = choose(folder, preset)
+    if chosen is None:
+        return None  # a whole pipeline
+    within = chosen.relative_to(folder)
+    files = [(within / file).as_posix() for file in (ABOUT, FILE, "hyper_encoder/*")]
+    return Path(snapshot_download(str(name), allow_patterns=files, **where)) / within
+
+
+def choose(folder: Path, preset: str | float | None) -> Path | None:
+    """The folder itself if it is an adapter, one of the adapters in it, or None if there are none."""
+    if (folder / ABOUT).is_file():
+        return folder
+    presets = {path.parent.name: path.parent for path in folder.glob(f"*/{ABOUT}")}
+    if not presets:
+        return None
+    if isinstance(preset, str):
+        if preset not in presets:
+            raise ValueError(f"preset is {preset!r}, {folder} has {', '.join(sorted(presets))}")
+        return presets[preset]
+    within = [rate for rate in presets if preset is not None and float(rate) <= preset]
+    return presets[max(within, key=float, default=min(presets, key=float))]
 
 
 def base_of(folder: Path) -> str:
