@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +25,24 @@ from diffusers_compress.format.container import Header
 FAMILY_COMPONENTS = [
     *("vae", "text_encoder", "tokenizer", "unet", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "transformer")
 ]
+
+
+def undisturbed(call: Callable) -> Callable:
+    """Keep autocast, gradients and a default device, which a program may have set, out of a call, lest they change bytes."""
+
+    @functools.wraps(call)
+    def alone(self, *arguments, **options):
+        kinds = {"cpu", self._execution_device.type}
+        with ExitStack() as settings:
+            settings.enter_context(torch.no_grad())
+            for kind in kinds:
+                if torch.is_autocast_enabled(kind):
+                    settings.enter_context(torch.autocast(kind, enabled=False))
+            if torch.get_default_device().type != "cpu":
+                settings.enter_context(torch.device("cpu"))
+            return call(self, *arguments, **options)
+
+    return alone
 
 
 def watched(call: Callable) -> Callable:

@@ -62,6 +62,7 @@ from diffusers_compress.pipeline import (
     check_output,
     check_rate_and_prompts,
     groups_of,
+    undisturbed,
     watched,
 )
 
@@ -110,7 +111,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
-    @torch.no_grad()
+    @undisturbed
     @watched
     def compress(
         self,
@@ -186,7 +187,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
         return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
 
-    @torch.no_grad()
+    @undisturbed
     @watched
     def decompress(
         self,

@@ -37,7 +37,7 @@ from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder
 from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
-from diffusers_compress.pipeline import LatentCodecMixin, check_output, groups_of, watched
+from diffusers_compress.pipeline import LatentCodecMixin, check_output, groups_of, undisturbed, watched
 
 UNTRAINED = (
     "this folder has no hyper-encoder, or a UNet that does not see its features: PerCo needs a model that was trained for it. "
@@ -102,7 +102,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
-    @torch.no_grad()
+    @undisturbed
     def compress(
         self,
         image: PipelineImageInput,
@@ -154,7 +154,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
         return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
 
-    @torch.no_grad()
+    @undisturbed
     @watched
     def decompress(
         self,

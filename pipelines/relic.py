@@ -58,6 +58,7 @@ from diffusers_compress.pipeline import (
     check_output,
     check_rate_and_prompts,
     groups_of,
+    undisturbed,
     watched,
 )
 
@@ -107,7 +108,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
-    @torch.no_grad()
+    @undisturbed
     def compress(
         self,
         image: PipelineImageInput,
@@ -170,7 +171,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
         return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
 
-    @torch.no_grad()
+    @undisturbed
     @watched
     def decompress(
         self,

@@ -8,6 +8,7 @@ that is sent first. Whatever decides a table is an integer: weights, activations
 model serves all rates.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -191,9 +192,8 @@ class HyperPrior(ModelMixin, ConfigMixin):
 
 
 def _portable(model):
-    copy = type(model).from_config(model.config)
-    copy.load_state_dict({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
-    return copy.double().requires_grad_(False)
+    # A copy and not a new model, whose weights would be drawn by torch's global generator
+    return copy.deepcopy(model).cpu().double().requires_grad_(False)
 
 
 def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[int], dither: np.ndarray, dithered: bool):

@@ -30,7 +30,7 @@ def frequencies(h: int, w: int) -> Tensor:
     y, x = torch.arange(h)[:, None], torch.arange(w)[None]
     inside = torch.hypot((y % BLOCK).double(), (x % BLOCK).double()) / (2 * BLOCK)
     rows, columns = -(-h // BLOCK), -(-w // BLOCK)
-    over_all = torch.hypot(y // BLOCK / (2.0 * BLOCK * rows), x // BLOCK / (2.0 * BLOCK * columns))
+    over_all = torch.hypot((y // BLOCK).float() / (2.0 * BLOCK * rows), (x // BLOCK).float() / (2.0 * BLOCK * columns))
     return torch.where((y % BLOCK + x % BLOCK) == 0, over_all, inside).clamp(min=1 / 256)
 
 

@@ -63,7 +63,7 @@ class Quantizer:
 
 def powers(x_0: Tensor, statistics: dict) -> Tensor:
     """Mean square of each channel in parts of a latent [C, h, w], around the channel's mean: [C, parts]."""
-    y = x_0 - torch.tensor(statistics["mean"])[:, None, None]
+    y = x_0 - torch.tensor(statistics["mean"], dtype=torch.float32)[:, None, None]
     return F.avg_pool2d(y.square()[:, None], BLOCK, ceil_mode=True, count_include_pad=False).flatten(1)
 
 

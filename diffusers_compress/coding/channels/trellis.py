@@ -187,9 +187,9 @@ def _mix(x: Tensor, budget: int) -> Tensor:
     Where a single dimension holds several bits, an unusual value would overtax its segment: so neighbours share it.
     """
     groups, rest = _groups(x, budget)
-    hadamard = torch.ones(1, 1, device=x.device)
+    hadamard = torch.ones(1, 1, dtype=x.dtype, device=x.device)
     while len(hadamard) < GROUP:
-        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], device=x.device), hadamard)
+        hadamard = torch.kron(torch.tensor([[1, 1], [1, -1]], dtype=x.dtype, device=x.device), hadamard)
     return torch.cat([(groups @ hadamard / GROUP**0.5).flatten(1), rest], 1)
 
 

@@ -33,15 +33,15 @@ class Flux(StableDiffusion):
     def predict(self, x_t, timesteps, told):
         transformer, (rows, columns) = self.pipe.transformer, (side // 2 for side in x_t.shape[-2:])
         packed = F.pixel_unshuffle(x_t.to(transformer.dtype), 2).flatten(2).mT
-        where = torch.zeros(rows, columns, 3, device=x_t.device)
+        where = torch.zeros(rows, columns, 3, dtype=torch.float32, device=x_t.device)
         where[..., 1], where[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)
         output = transformer(
             hidden_states=packed,
             timestep=flow_time(timesteps, x_t.device) / self.pipe.scheduler.config.num_train_timesteps,
-            guidance=torch.ones(len(x_t), device=x_t.device) if transformer.config.guidance_embeds else None,
+            guidance=torch.ones(len(x_t), dtype=torch.float32, device=x_t.device) if transformer.config.guidance_embeds else None,
             encoder_hidden_states=told["text"],
             pooled_projections=told["summary"],
-            txt_ids=torch.zeros(told["text"].shape[1], 3, device=x_t.device),
+            txt_ids=torch.zeros(told["text"].shape[1], 3, dtype=torch.float32, device=x_t.device),
             img_ids=where.flatten(0, 1),
             return_dict=False,
         )[0]

@@ -1,0 +1,160 @@
+"""Nothing that a program sets globally changes bytes, and nothing global is changed by us."""
+
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_perco import make as perco
+
+from diffusers_compress import DiffCPipeline, HyperPrior, RelicPipeline
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def set_by(setter, value, after):
+    setter(value)
+    try:
+        yield
+    finally:
+        setter(after)
+
+
+@contextmanager
+def other_settings():
+    """Those that have changed nothing so far, all at once."""
+    with ExitStack() as stack:
+        stack.enter_context(set_by(torch.use_deterministic_algorithms, True, False))
+        stack.enter_context(set_by(torch.set_num_threads, 2, torch.get_num_threads()))
+        stack.enter_context(set_by(torch.set_flush_denormal, True, False))
+        stack.enter_context(set_by(torch.manual_seed, 1, 0))
+        stack.enter_context(np.errstate(all="raise"))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+SETTINGS = {
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype float16": lambda: default_dtype(torch.float16),
+    "default device": lambda: torch.device("meta"),  # nothing comes of what is made there
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "two threads, determinism, and others": other_settings,
+}
+
+
+def hyperprior():
+    torch.manual_seed(0)
+    prior = HyperPrior(latent_channels=4, hidden=16)
+    prior.settle()
+    return prior
+
+
+@pytest.fixture(scope="module")
+def photo(photo):
+    return photo.crop((30, 20, 78, 52))
+
+
+@pytest.fixture(scope="module")
+def pipes(tiny_sd_folder):
+    found = {
+        "diffc": DiffCPipeline.from_pretrained(tiny_sd_folder),
+        "relic": RelicPipeline.from_pretrained(tiny_sd_folder, hyperprior=hyperprior()),
+        "perco": perco(tiny_sd_folder),
+    }
+    for pipe in found.values():
+        pipe.set_progress_bar_config(disable=True)
+    return found
+
+
+CASES = {  # name: (codec, options of compress, of decompress)
+    "diffc": ("diffc", {"max_bytes": 120, "num_inference_steps": 3, "prompt": "abc"}, {"num_inference_steps": 2}),
+    "diffc, quality": ("diffc", {"quality": 0.4, "num_inference_steps": 3}, {"reconstruction": "denoised"}),
+    "diffc, checked": ("diffc", {"max_bytes": 2000, "num_inference_steps": 3}, {"reconstruction": "denoised"}),
+    "diffc, trellis32": ("diffc", {"max_bytes": 40, "num_inference_steps": 2, "channel": "trellis32"}, {"reconstruction": "denoised"}),
+    "diffc, poisson": ("diffc", {"max_bytes": 60, "num_inference_steps": 2, "channel": "poisson"}, {"reconstruction": "denoised"}),
+    "relic": ("relic", {"max_bytes": 120, "prompt": "abc"}, {"num_inference_steps": 2, "realism": 0.5}),
+    "relic, adaptive": ("relic", {"max_bytes": 120, "entropy_model": "adaptive", "rounding": "plain"}, {"num_inference_steps": 1}),
+    "perco": ("perco", {"prompt": "abc"}, {"num_inference_steps": 2}),
+}
+
+
+def round_trip(pipes, case, photo):
+    """(file, picture)"""
+    codec, options, decoding = CASES[case]
+    data = pipes[codec].compress(photo, **options).bitstreams[0]
+    return data, np.asarray(pipes[codec].decompress(data, **decoding).images[0]).astype(int)
+
+
+def forget():
+    """Empty the caches of our modules, lest a table be left that was made under another setting."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("diffusers_compress"):
+            for value in vars(module).values():
+                getattr(value, "cache_clear", lambda: None)()
+
+
+@pytest.fixture(scope="module")
+def expected(pipes, photo):
+    return {case: round_trip(pipes, case, photo) for case in CASES}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("case", CASES)
+def test_settings_change_nothing(pipes, expected, photo, case, setting):
+    forget()
+    with SETTINGS[setting]():
+        data, picture = round_trip(pipes, case, photo)
+    forget()
+    assert data == expected[case][0]
+    assert np.abs(picture - expected[case][1]).max() <= 1
+
+
+def states():
+    return torch.get_rng_state().tolist(), [np.asarray(part).tolist() for part in np.random.get_state()], random.getstate()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_global_generator_is_advanced(pipes, photo, case):
+    before, settings = states(), (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled())
+    round_trip(pipes, case, photo)
+    assert states() == before
+    assert (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()) == settings
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+@pytest.mark.parametrize("case", ["diffc", "relic", "perco"])
+def test_threads_share_a_pipeline(pipes, expected, photo, case, threads):
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(lambda _: round_trip(pipes, case, photo), range(threads)))
+    for data, picture in results:
+        assert data == expected[case][0]
+        assert np.abs(picture - expected[case][1]).max() <= 1
+
+
+def test_two_processes_share_a_folder(pipes, expected, photo, tmp_path, tiny_sd_folder):
+    photo.save(tmp_path / "photo.png")
+    program = (
+        "import sys; from PIL import Image; from diffusers_compress import DiffCPipeline;"
+        "pipe = DiffCPipeline.from_pretrained(sys.argv[1]); pipe.set_progress_bar_config(disable=True);"
+        f"print(pipe.compress(Image.open(sys.argv[2]), **{CASES['diffc'][1]}).bitstreams[0].hex())"
+    )
+    command = [sys.executable, "-c", program, tiny_sd_folder, tmp_path / "photo.png"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in running] == [expected["diffc"][0].hex()] * 2
