@@ -13,7 +13,6 @@ from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache, appl
 
 from diffusers_compress import DiffCPipeline, WrongModel
 from diffusers_compress.fingerprint import fingerprint
-from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.format.container import read_header
 
 peft = pytest.importorskip("peft")
