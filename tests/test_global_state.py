@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_perco import make as perco
 
-from diffusers_compress import DiffCPipeline, HyperPrior, RelicPipeline
+from diffusers_compress import DiffCPipeline, HyperPrior, RelicPipeline, embedded_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,13 +77,14 @@ def pipes(tiny_sd_folder):
         "diffc": DiffCPipeline.from_pretrained(tiny_sd_folder),
         "relic": RelicPipeline.from_pretrained(tiny_sd_folder, hyperprior=hyperprior()),
         "perco": perco(tiny_sd_folder),
+        "embedded": DiffCPipeline.from_pretrained(embedded_model()),
     }
     for pipe in found.values():
         pipe.set_progress_bar_config(disable=True)
     return found
 
 
-CASES = {  # name: (codec, options of compress, of decompress)
+CASES = {  # name: (pipeline, options of compress, of decompress)
     "diffc": ("diffc", {"max_bytes": 120, "num_inference_steps": 3, "prompt": "abc"}, {"num_inference_steps": 2}),
     "diffc, quality": ("diffc", {"quality": 0.4, "num_inference_steps": 3}, {"reconstruction": "denoised"}),
     "diffc, checked": ("diffc", {"max_bytes": 2000, "num_inference_steps": 3}, {"reconstruction": "denoised"}),
@@ -91,6 +92,7 @@ CASES = {  # name: (codec, options of compress, of decompress)
     "diffc, poisson": ("diffc", {"max_bytes": 60, "num_inference_steps": 2, "channel": "poisson"}, {"reconstruction": "denoised"}),
     "relic": ("relic", {"max_bytes": 120, "prompt": "abc"}, {"num_inference_steps": 2, "realism": 0.5}),
     "relic, adaptive": ("relic", {"max_bytes": 120, "entropy_model": "adaptive", "rounding": "plain"}, {"num_inference_steps": 1}),
+    "embedded model": ("embedded", {"max_bytes": 60, "num_inference_steps": 3}, {"reconstruction": "denoised"}),
     "perco": ("perco", {"prompt": "abc"}, {"num_inference_steps": 2}),
 }
 

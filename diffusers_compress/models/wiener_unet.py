@@ -109,7 +109,8 @@ def _levels(beta_start, beta_end, device):
 @lru_cache(64)
 def _knots(h, w, device):
     """The knot below each DCT coefficient, and the weight of the next one: [h, w] each."""
-    radius = torch.hypot(torch.arange(h)[:, None] / (2 * h), torch.arange(w)[None] / (2 * w))  # cycles per latent pixel
+    y, x = (torch.arange(side, dtype=torch.float32) / (2 * side) for side in (h, w))
+    radius = torch.hypot(y[:, None], x[None])  # cycles per latent pixel
     position = (radius.clamp(min=LOWEST) / LOWEST).log2() / math.log2(HIGHEST / LOWEST) * (KNOTS - 1)
     below = position.long().clamp(max=KNOTS - 2)
     return below.to(device), (position - below).float().to(device)
