@@ -30,7 +30,7 @@ SHARES = {
 PERCO = (
     "--crop 256 --batch 8 --mixed-precision bf16 --lr 5e-4 --hyper-lr 1e-3 --warm-up 100 --schedule cosine --ema 0.998 "
     "--sketch-weight 1 --rank 16 --codebook-dim 16 --distance cosine --whole "
-    "down_blocks.[01]|up_blocks.[12]|conv_norm_out|conv_out|time_embedding --features 64 --caption-drop 0"
+    "down_blocks.[01]|up_blocks.[12]|conv_norm_out|conv_out|time_embedding --features 64 --caption-drop 0 --sigmas 0.1 2000"
 )
 PERCO_PRESETS = {"0.0019": (64, 1 / 2), "0.1250": (48, 1 / 4)}  # width, share of the steps that train the hyper-encoder alone
 CURVE_POINTS = 8

@@ -42,7 +42,7 @@ from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder, spread
 
 SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
-VALIDATION_T = (900, 700, 500, 300)
+VALIDATION_T = (999, 950, 900, 700, 500, 300)
 PAINTED, SAMPLING_STEPS = 4, 20  # held-out crops that are shown, network calls for them
 COUNTED_CELLS = 100_000  # for how often each code is used
 
@@ -69,6 +69,7 @@ def parse_args():
     parser.add_argument("--rank", type=int, help="train low-rank differences of this rank (0: none) instead of the whole UNet")
     parser.add_argument("--whole", default="", help="with --rank: modules of the UNet whose name matches are trained whole")
     parser.add_argument("--timestep-grid", type=int, help="train on so many evenly spaced timesteps (published: 50)")
+    parser.add_argument("--sigmas", type=float, nargs=2, help="draw sigma/alpha log-uniformly from this range, not t uniformly")
     parser.add_argument("--caption-drop", type=float, default=0.1, help="share of the captions that are left out")
     parser.add_argument(
         "--sketch-weight", type=float, default=0.0, help="of the error of a linear read-out of the latent from the grid"
@@ -218,6 +219,10 @@ class Training:
 
     def timesteps(self, count):
         timesteps, grid = len(self.noise.alpha), self.args.timestep_grid
+        if self.args.sigmas:
+            low, high = (math.log(sigma) for sigma in self.args.sigmas)
+            wanted = low + (high - low) * torch.rand(count, 1)
+            return (wanted + self.noise.ratio.log()).abs().argmin(1).to(self.device)
         if grid is None:
             return torch.randint(timesteps, (count,), device=self.device)
         return (torch.randint(1, grid + 1, (count,), device=self.device) * timesteps) // grid - 1
