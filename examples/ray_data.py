@@ -18,7 +18,7 @@ import torch
 
 from diffusers_compress import DiffCPipeline, batch, embedded_model
 from diffusers_compress.batch import work
-from diffusers_compress.files import PICTURE_SUFFIXES
+from diffusers_compress.files import find_files
 
 
 class Compress:
@@ -65,7 +65,7 @@ def parse_args():
 def main():
     args = parse_args()
     args.shards.mkdir(parents=True)
-    paths = list(batch.find_inputs(str(args.photos), PICTURE_SUFFIXES).values())
+    paths = list(find_files(args.photos).files.values())
     coded = (
         ray.data.read_binary_files(paths, include_paths=True)
         .map_batches(

@@ -1,5 +1,6 @@
 """Whole datasets: what comes out depends on what goes in, not on processes, kills or broken neighbours."""
 
+import errno
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,12 +25,12 @@ from accelerate import PartialState
 from PIL import Image
 
 from diffusers_compress import batch, cli, contract, images
-from diffusers_compress.batch import walk, work
+from diffusers_compress.batch import shards, walk, work
 from diffusers_compress.batch.manifest import MANIFEST, SETTINGS
 from diffusers_compress.cli import terminal
 from diffusers_compress.cli.batch import SOME_FAILED
 from diffusers_compress.cli.options import named_value
-from diffusers_compress.cli.terminal import progress_of
+from diffusers_compress.cli.terminal import progress
 from diffusers_compress.format import container
 
 
@@ -170,7 +172,7 @@ def test_ways_to_name_inputs(tmp_path, monkeypatch, kind):
         "braces": ("part 0/{0002,0004}.png", {"0002.png", "0004.png"}),
         "file": ("part 1/0001.png", {"0001.png"}),
     }[kind]
-    found = batch.find_inputs(source, {".png"})
+    found = batch.find_inputs(source, {".png"}).files
     assert found.keys() == names and list(found) == sorted(found)
     assert all(Path(path).is_file() and path.endswith(name) for name, path in found.items())
 
@@ -309,7 +311,63 @@ def test_a_run_in_which_everything_fails_gives_up(tmp_path, monkeypatch):
         encode(folder, tmp_path / "out")
 
 
+def test_pipes_and_names_that_cannot_be_are_errors_of_their_own(tmp_path):
+    folder = make_folder(tmp_path / "in", 4, [(16, 16)])
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe.tar")
+    (folder / f"{'x' * 251}.png").write_bytes(picture_file(0))  # is found, and so are 255 characters
+    (folder / f"{'y' * 250}.jpg").write_bytes(picture_file(1))
+    (folder / f"{'y' * 250}.png").write_bytes(picture_file(1))  # both keep their suffix: 258 characters
+    (folder / "part 0.dfc").mkdir()
+    (folder / "part 0.dfc" / "in.png").write_bytes(picture_file(2))
+    (folder / "part 0.png").write_bytes(picture_file(3))  # becomes a file where the folder is to be, or the other way
+    rows = encode(folder, tmp_path / "out", batch_size=1)
+    failed = {row["source"]: row["error"] for row in rows if row["error"]}
+    assert all("not a regular file" in failed.pop(name) for name in ("pipe.png", "pipe.tar"))
+    assert all("too long" in failed.pop(f"{'y' * 250}.{suffix}") for suffix in ("jpg", "png"))
+    (which,) = failed
+    assert which in ("part 0.png", "part 0.dfc/in.png")
+    assert len(rows) == 11 and len(tree(tmp_path / "out")) == 6
+    assert len(encode(folder, tmp_path / "out", batch_size=1)) == 11  # and the run can be started again
+
+
+def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
+    def write(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(work, "write_file", write)
+    with pytest.raises(OSError, match="No space"):
+        encode(make_folder(tmp_path / "in", 4), tmp_path / "out")
+
+
+def test_lists_as_windows_writes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_folder(tmp_path, 2))
+    Path("list.txt").write_bytes("part 0/0000.png\r\npart 1/0001.png\r\n".encode("utf-16"))
+    assert all(row["error"] is None for row in encode("list.txt", tmp_path / "out"))
+    assert len(tree(tmp_path / "out")) == 2
+
+
 # ------------------------------------------------------------------------------------------------------- restarts, processes
+
+
+class InterruptedPipeline(ToyPipeline):
+    """Ctrl-C while the network works, at the third batch."""
+
+    def compress(self, pictures, batch_size):
+        if len(self.calls) == 2:
+            raise KeyboardInterrupt
+        return super().compress(pictures, batch_size)
+
+
+def test_an_interruption_leaves_no_file_of_which_nobody_knows(tmp_path):
+    folder, shown, pipe = make_folder(tmp_path / "in", 16, [(16, 16)]), [], ToyPipeline()
+    with pytest.raises(KeyboardInterrupt):
+        encode(folder, tmp_path / "out", InterruptedPipeline(), progress=lambda *count: shown.append(count))
+    files = [name for name in tree(tmp_path / "out") if name.endswith(".dfc")]
+    assert len(files) == 8 and shown == [(i + 1, 16) for i in range(8)]
+    assert {row["target"] for row in batch.picture_lines(tmp_path / "out")} == set(files)
+    encode(folder, tmp_path / "out", pipe)
+    assert pipe.calls == [4, 4]
 
 
 def test_a_restart_does_what_is_missing_or_damaged_and_nothing_else(tmp_path):
@@ -444,6 +502,70 @@ def test_a_shard_keeps_its_order_and_all_that_is_no_picture(tmp_path):
     assert Image.open(io.BytesIO(dict(back)["s/1.png"])).size == (24, 16)
 
 
+def test_names_of_tar_of_a_folder(tmp_path):
+    """`tar -cf in.tar .` has names with ./, and macOS puts its own files between; a sample stays whole for WebDataset."""
+    files = []
+    for i in range(3):
+        files += [
+            (f"./._{i}.png", b"macOS"),
+            (f"./{i}.png", picture_file(i)),
+            (f"./._{i}.txt", b"macOS"),
+            (f"./{i}.txt", b"text"),
+        ]
+    files[5] = (files[5][0], b"not a picture")
+    make_shard(tmp_path / "in.tar", files)
+    rows = encode(tmp_path / "in.tar", tmp_path / "out")
+    assert [row["source"] for row in rows] == [f"in.tar::{i}.png" for i in range(3)]
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    coded = [name for name, _ in members(tmp_path / "out" / "in.tar") if not name.startswith("._")]
+    assert coded == ["0.dfc", "0.txt", "2.dfc", "2.txt"]
+
+
+def test_links_in_a_shard_are_told(tmp_path):
+    (tmp_path / "0.png").write_bytes(picture_file(0))
+    os.link(tmp_path / "0.png", tmp_path / "1.png")
+    (tmp_path / "2.png").symlink_to("0.png")
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        for i in range(3):
+            tar.add(tmp_path / f"{i}.png", f"{i}.png")
+    rows = encode(tmp_path / "in.tar", tmp_path / "out")
+    assert {row["source"]: row["error"] for row in rows} == {
+        "in.tar::0.png": None,
+        "in.tar::1.png": "a link or device, not a file",
+        "in.tar::2.png": "a link or device, not a file",
+    }
+
+
+def test_a_shard_that_is_cut_anywhere_is_noticed(tmp_path):
+    make_shard(
+        tmp_path / "in.tar",
+        [(f"{i}.{kind}", picture_file(i) if kind == "png" else b"7") for i in range(3) for kind in ("png", "txt")],
+    )
+    data, codec = (tmp_path / "in.tar").read_bytes(), batch.encoder(ToyPipeline(), 4)
+    end = len(data.rstrip(b"\0"))
+    end += -end % 512
+    for cut in [*range(0, end, 128), *range(end, end + 512, 17)]:
+        (tmp_path / "cut.tar").write_bytes(data[:cut])
+        with pytest.raises((tarfile.TarError, ValueError)):
+            shards.open_shard(codec, "cut.tar", tmp_path / "cut.tar")
+    for place in range(512, end, 512):  # where a header is no header any more, all behind it is lost
+        (tmp_path / "bad.tar").write_bytes(data[:place] + b"\1" * 512 + data[place + 512 :])
+        with suppress(tarfile.TarError, ValueError):
+            assert len(shards.open_shard(codec, "bad.tar", tmp_path / "bad.tar").items) == 3
+    assert len(shards.open_shard(codec, "in.tar", tmp_path / "in.tar").items) == 3
+
+
+def test_a_shard_that_is_missing_from_a_numbered_row_is_told(tmp_path):
+    for i in (0, 2):
+        make_shard(tmp_path / f"{i}.tar", [("0.png", picture_file(i))])
+    rows = encode(tmp_path / "{0..2}.tar", tmp_path / "out")
+    assert [(row["source"], row["error"] is None) for row in rows] == [
+        ("0.tar::0.png", True),
+        ("1.tar", False),
+        ("2.tar::0.png", True),
+    ]
+
+
 def test_a_picture_beside_its_coded_form_overwrites_nothing(tmp_path):
     make_shard(tmp_path / "in.tar", [("0.dfc", b"precious"), ("0.png", picture_file(0))])
     encode(tmp_path / "in.tar", tmp_path / "out")
@@ -544,11 +666,13 @@ def test_an_option_is_a_number_where_it_reads_as_one():
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(terminal, "INTERVAL", 0.01)
-    said, work = threading.Event(), [(1, [i]) for i in range(8)]
+    said = threading.Event()
     complain = terminal.complain
     monkeypatch.setattr(
         terminal, "complain", lambda line: (complain(line), said.set() if line.startswith("coding: 6 of 8") else None)
     )
-    assert list((said.wait(60) if i == 5 else None, one)[1] for i, one in enumerate(progress_of(work, 8, "coding"))) == work
+    with progress("coding") as show:
+        show(6, 8)
+        assert said.wait(60)
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("coding: 6 of 8, ") and " s left" in line for line in lines)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -22,6 +23,11 @@ def sha256(data: bytes) -> str:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_digest(path: Path, digest: str | None) -> bool:
+    """Whether a file is there and as the manifest says."""
+    return digest is not None and os.path.isfile(path) and sha256_of(path) == digest  # Path.is_file fears long names
 
 
 def line(source: str, target: str, seconds: float, **facts) -> dict:

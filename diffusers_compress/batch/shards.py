@@ -4,46 +4,70 @@ import io
 import tarfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from diffusers_compress.batch.codec import Codec
-from diffusers_compress.batch.manifest import line, sha256_of
+from diffusers_compress.batch.manifest import has_digest, line, sha256_of
 from diffusers_compress.batch.walk import Item, groups_of, targets
-from diffusers_compress.batch.work import WRITE_BEHIND, ahead, coded, describe, finish, shape_of
-from diffusers_compress.files import whole_file
+from diffusers_compress.batch.work import DISK_ERRORS, WRITE_BEHIND, ahead, coded, describe, finish, shape_of
+from diffusers_compress.files import open_regular, whole_file, why_skipped
 
 
 class Shard(NamedTuple):
-    """A WebDataset tar: its name and path, its samples (lists of members), and the items to code by their members' names."""
+    """A WebDataset tar: its name and path, its samples (lists of members), the items to code by their members' names, and what is
+    named like one but is a link or a device."""
 
     name: str
     path: str
     samples: list[list[tarfile.TarInfo]]
     items: dict[str, Item]
+    no_files: list[str]
+
+
+@contextmanager
+def opened(path: str) -> Iterator[tarfile.TarFile]:
+    with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        yield tar
 
 
 def open_shard(codec: Codec, name: str, path: str) -> Shard:
     """OSError, tarfile.TarError or ValueError if it is not a whole tar file of different names."""
-    with tarfile.open(path, "r:") as tar:
-        members = [member for member in tar if member.isfile()]
+    with opened(path) as tar:
+        everything, members, rest = list(tar), [], []
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any end for the end
+            raise ValueError(f"{path}: cut or damaged: the end of the archive is missing")
+    for member in everything:
+        member.name = PurePosixPath(member.name).as_posix()  # `tar -cf shard.tar .` writes ./photo.jpg
+        (members if member.isreg() and not member.issparse() else rest).append(member)
     if len({member.name for member in members}) < len(members):
         raise ValueError(f"{path}: holds several files of one name")
-    pictures = [member for member in members if PurePath(member.name).suffix.lower() in codec.accepts]
-    others = [member.name for member in members if PurePath(member.name).suffix.lower() not in codec.accepts]
+    pictures = [member for member in members if not why_skipped(member.name, codec.accepts)]
+    others = {member.name for member in members} - {member.name for member in pictures}
     target = targets([member.name for member in pictures], codec.makes, others)
     items = {m.name: Item(f"{name}::{m.name}", target[m.name], path, m.offset_data, m.size) for m in pictures}
-    return Shard(name, path, [list(sample) for _, sample in groupby(members, sample_key)], items)
+    no_files = [member.name for member in rest if not member.isdir() and not why_skipped(member.name, codec.accepts)]
+    return Shard(name, path, samples_of(members), items, no_files)
 
 
-def sample_key(member: tarfile.TarInfo) -> tuple[str, str]:
-    """The path up to the first dot of the file's own name: WebDataset takes what has the same key for one sample."""
-    folder, _, name = member.name.rpartition("/")
-    return folder, name.partition(".")[0]
+def samples_of(members: list[tarfile.TarInfo]) -> list[list[tarfile.TarInfo]]:
+    """As WebDataset has it, neighbours whose paths are the same up to the first dot of the name. A file that it passes over, for
+    it has no dot or begins with one, stays with the sample before it."""
+    samples, last = [], None
+    for member in members:
+        folder, _, name = member.name.rpartition("/")
+        stem, dot, _ = name.partition(".")
+        key = (folder, stem) if stem and dot else last
+        if key != last or not samples:
+            samples.append([])
+        samples[-1].append(member)
+        last = key
+    return samples
 
 
 def pictures_in(codec: Codec, path: str) -> int:
@@ -54,20 +78,32 @@ def pictures_in(codec: Codec, path: str) -> int:
         return 1
 
 
-def code_shard(codec: Codec, name: str, path: str, output: Path, known: dict, pool: Executor) -> Iterator[tuple]:
-    """(1, []) for each picture, and (0, lines of the manifest) once the whole shard is written, the last of them its own."""
-    start, rows, target = time.perf_counter(), [], output / name
+def code_shard(codec: Codec, name: str, path: str, output: Path, known: dict, pool: Executor, record: Callable) -> None:
+    """record([], 1) for each picture, and record(lines of the manifest, 0) once the whole shard is written, the last its own."""
     try:
         shard = open_shard(codec, name, path)
     except (OSError, tarfile.TarError, ValueError) as error:
-        yield 1, [line(name, name, 0.0, error=describe(error))]
+        record([line(name, name, 0.0, error=describe(error))], 1)
         return
-    if target.is_file() and known.get(name) == sha256_of(target):
-        yield len(shard.items), []
+    if has_digest(output / name, known.get(name)):
+        record([], len(shard.items))
         return
-    with whole_file(target) as file, tarfile.open(fileobj=file, mode="w") as out, tarfile.open(path, "r:") as tar:
+    try:
+        record(write_shard(codec, shard, output / name, pool, record), 0)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        record([line(name, name, 0.0, error=describe(error))], 0)
+
+
+def write_shard(codec: Codec, shard: Shard, target: Path, pool: Executor, record: Callable) -> list[dict]:
+    """Code a shard into the file `target`; its lines of the manifest."""
+    start = time.perf_counter()
+    rows = [line(f"{shard.name}::{name}", name, 0.0, error="a link or device, not a file") for name in shard.no_files]
+    with whole_file(target) as file, tarfile.open(fileobj=file, mode="w") as out, opened(shard.path) as tar:
         files, waiting = {}, deque(shard.samples)
-        shapes = [shape_of(codec, partial(tar.extractfile, member)) for member in shard.items]
+        pictures = [member for sample in shard.samples for member in sample if member.name in shard.items]
+        shapes = [shape_of(codec, partial(tar.extractfile, member)) for member in pictures]
         groups = groups_of(list(shard.items.values()), shapes, codec.batch_size)
         work = coded(codec, groups, lambda item: False, pool)
         for item, row, data in ahead(pool, partial(finish, codec), work, WRITE_BEHIND):
@@ -75,11 +111,11 @@ def code_shard(codec: Codec, name: str, path: str, output: Path, known: dict, po
             rows.append(row)
             while waiting and all(shard.items[m.name].name in files for m in waiting[0] if m.name in shard.items):
                 write_sample(out, tar, shard, waiting.popleft(), files)
-            yield 1, []
+            record([], 1)
         for sample in waiting:  # there is nothing to code in these
             write_sample(out, tar, shard, sample, files)
     facts = {"bytes": target.stat().st_size, "sha256": sha256_of(target)}
-    yield 0, [*rows, line(name, name, time.perf_counter() - start, **facts)]
+    return [*rows, line(shard.name, shard.name, time.perf_counter() - start, **facts)]
 
 
 def write_sample(out: tarfile.TarFile, tar: tarfile.TarFile, shard: Shard, sample: list[tarfile.TarInfo], files: dict):

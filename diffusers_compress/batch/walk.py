@@ -4,9 +4,11 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePath
 from typing import NamedTuple
+
+from diffusers_compress.files import WALKED, Found, find_files, read_text, why_skipped
 
 
 class Item(NamedTuple):
@@ -19,38 +21,58 @@ class Item(NamedTuple):
     length: int = -1
 
 
-def find_inputs(source: str, accepts: Iterable[str]) -> dict[str, str]:
-    """Name -> path of every input, sorted by name: its place in the output tree is its name.
+def find_inputs(source: str, accepts: Collection[str]) -> Found:
+    """The inputs: the name of each is its place in the output tree.
 
-    source: a folder (its whole tree; files of other suffixes and hidden ones are passed over), a file, a tar shard, a glob or
-    brace pattern, or a text file of paths, one a line, which keep their folders. FileNotFoundError if there is none.
+    source: a folder (its whole tree, see `files.find_files`), a file, a tar shard, a glob or brace pattern, or a text file of
+    paths, one a line, which keep their folders. A pattern passes over what a folder does; what is named itself is an input.
+    FileNotFoundError if there is none, ValueError for a list that cannot be read.
     """
-    suffixes = {*accepts, ".tar"}
+    suffixes, skipped = frozenset({*accepts, ".tar"}), {}
     if os.path.isdir(source):
-        base, paths = source, [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names]
-        paths = [path for path in paths if not any(part.startswith(".") for part in Path(path).relative_to(source).parts)]
-        paths = [path for path in paths if Path(path).suffix.lower() in suffixes]
-    elif not os.path.isfile(source):
-        base, paths = os.path.dirname(re.split(r"[*?\[{]", source)[0]), expand(source)
-    elif Path(source).suffix.lower() in suffixes:
-        base, paths = os.path.dirname(source), [source]
+        paths, skipped = find_files(source, suffixes)
+    elif os.path.isfile(source):
+        named = Path(source).suffix.lower() in suffixes
+        base, names = (os.path.dirname(source), [source]) if named else ("", read_list(source))
+        paths = {name_below(base, path): path for path in names}
     else:
-        base, paths = "", [line for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not paths:
+        base = os.path.dirname(re.split(r"[*?\[{]", source)[0])
+        paths = {name_below(base, path): path for path in expand(source)}
+        links = known_folders(paths.values())
+        reasons = {
+            name: WALKED if os.path.dirname(path) in links else why_skipped(name, suffixes) for name, path in paths.items()
+        }
+        skipped = {name: reason for name, reason in sorted(reasons.items()) if reason}
+    if not paths.keys() - skipped.keys():
         raise FileNotFoundError(f"{source}: no input here with one of the suffixes {', '.join(sorted(suffixes))}")
-    return dict(sorted((name_below(base, path), path) for path in paths))
+    return Found({name: paths[name] for name in sorted(paths) if name not in skipped}, skipped)
+
+
+def read_list(path: str) -> list[str]:
+    """The lines of a text file of paths. ValueError if it is none."""
+    try:
+        return [line for line in read_text(path).split("\n") if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{error}; an input is a picture or file of ours, a tar shard, or a text file of paths") from None
 
 
 def expand(pattern: str) -> list[str]:
-    """The files of a glob, or of a brace pattern such as shard-{0000..0146}.tar."""
-    patterns = [pattern]
-    if "{" in pattern:
-        try:
-            from braceexpand import braceexpand
-        except ImportError as error:
-            raise ImportError('for patterns with braces: pip install "diffusers_compress[batch]"') from error
-        patterns = braceexpand(pattern)
-    return [path for one in patterns for path in glob.glob(one, recursive=True) if os.path.isfile(path)]
+    """The files of a glob, or of a brace pattern such as shard-{0000..0146}.tar; of the latter also those that are not there."""
+    if "{" not in pattern:
+        return [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
+    try:
+        from braceexpand import braceexpand
+    except ImportError as error:
+        raise ImportError('for patterns with braces: pip install "diffusers_compress[batch]"') from error
+    found = [[one] if not glob.has_magic(one) else glob.glob(one, recursive=True) for one in braceexpand(pattern)]
+    return [path for some in found for path in some if not os.path.isdir(path)]
+
+
+def known_folders(paths: Iterable[str]) -> set[str]:
+    """Those of the paths' folders that are another of them by a longer path, through a link."""
+    folders = sorted({os.path.dirname(path) for path in paths}, key=lambda folder: (len(folder), folder))
+    first = {}
+    return {folder for folder in folders if first.setdefault(os.path.realpath(folder), folder) != folder}
 
 
 def name_below(base: str, path: str) -> str:

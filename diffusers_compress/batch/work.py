@@ -1,5 +1,6 @@
 """Reading, coding and writing, one after the other and at the same time."""
 
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffusers_compress.batch.codec import Codec
-from diffusers_compress.batch.manifest import line, sha256
+from diffusers_compress.batch.manifest import has_digest, line, sha256
 from diffusers_compress.batch.walk import Item
-from diffusers_compress.files import write_file
+from diffusers_compress.files import open_regular, write_file
 
 READ_AHEAD = 2  # groups
 WRITE_BEHIND = 32  # files
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # that no name is to blame for
 GIVE_UP = 100  # pictures in a row that were read and could not be coded: then it is not the pictures
 
 
@@ -43,7 +45,7 @@ def ahead(pool: Executor, function: Callable, arguments: Iterable, depth: int) -
 
 def read_item(codec: Codec, item: Item) -> Any:
     """What the network takes."""
-    with open(item.path, "rb") as file:
+    with open_regular(item.path) as file:
         file.seek(item.start)
         return codec.load(file.read(item.length))
 
@@ -107,19 +109,26 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {reason}"
 
 
-def code_files(codec: Codec, groups: list[list[Item]], output: Path, known: dict, pool: Executor) -> Iterator[tuple]:
-    """(1, lines of the manifest) for each picture once its file is written; no line if it was done before."""
-
-    def is_done(item):
-        target = output / item.target
-        return target.is_file() and known.get(item.name) == sha256(target.read_bytes())
+def code_files(
+    codec: Codec, groups: list[list[Item]], output: Path, known: dict, pool: Executor, record: Callable[[list[dict], int], None]
+) -> None:
+    """Code what was not done before. Of each picture, as soon as its file is written: record([its line of the manifest], 1)."""
 
     def write(one):
         item, row, data = finish(codec, one)
         if data is not None:
-            target = output / item.target
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_file(target, data, overwrite=True)
-        return 1, [row] if row else []
+            try:
+                target = output / item.target
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_file(target, data, overwrite=True)
+            except OSError as error:  # a name that is too long here, or that of a folder: the next one may be good
+                if error.errno in DISK_ERRORS:
+                    raise
+                row = line(item.name, item.target, row["seconds"], error=describe(error))
+        record([row] if row else [], 1)
 
-    return ahead(pool, write, coded(codec, groups, is_done, pool), WRITE_BEHIND)
+    def is_done(item):
+        return has_digest(output / item.target, known.get(item.name))
+
+    for _ in ahead(pool, write, coded(codec, groups, is_done, pool), WRITE_BEHIND):
+        pass

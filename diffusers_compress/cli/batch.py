@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import typer
@@ -30,8 +30,9 @@ from diffusers_compress.cli.options import (
     given_rates,
     named_value,
 )
-from diffusers_compress.cli.terminal import complain, progress_of, say
+from diffusers_compress.cli.terminal import complain, progress, say
 from diffusers_compress.contract import DEFAULT
+from diffusers_compress.files import skip_notes
 
 SOME_FAILED = 3  # exit status of a batch that was coded but for some pictures
 
@@ -77,10 +78,19 @@ def batch_command(
     pipe.set_progress_bar_config(disable=True)
     direction = (batch.decoder if decode else batch.encoder)(pipe, batch_size, **options)
     share = f"process 1 of {state.num_processes}" if state.num_processes > 1 else "coding"
-    track = partial(progress_of, label=share) if state.is_main_process else lambda work, total: work
     start = time.perf_counter()
-    batch.run(direction, source, output, settings | options, state, force, track)
-    if state.is_main_process and report(output, batch.picture_lines(output), time.perf_counter() - start):
+    with progress(share) if state.is_main_process else nullcontext(lambda *_: None) as show:
+        try:
+            skipped = batch.run(direction, source, output, settings | options, state, force, show)
+        except KeyboardInterrupt:
+            done = {row["source"] for row in batch.picture_lines(output) if not row["error"]}
+            complain(f"{output}: {len(done):,} pictures are done; the same command goes on from there")
+            raise
+    if not state.is_main_process:
+        return
+    for note in skip_notes(skipped):
+        say(output, f"note: {note}")
+    if report(output, batch.picture_lines(output), time.perf_counter() - start):
         raise typer.Exit(SOME_FAILED)
 
 

@@ -5,7 +5,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,16 +118,6 @@ def phase(label: str, pipe: Any = None) -> Iterator[SimpleNamespace]:
             pipe.progress_bar = lambda iterable=None, total=None: nullcontext(bar)
         yield clock
     clock.seconds = time.perf_counter() - start
-
-
-def progress_of(work: Iterable[tuple[int, list]], total: int, label: str) -> Iterator[tuple[int, list]]:
-    """The work as it is, with its progress shown."""
-    done = 0
-    with progress(label, total) as update:
-        for advance, rows in work:
-            done += advance
-            update(done)
-            yield advance, rows
 
 
 def quieten_libraries() -> None:
