@@ -22,17 +22,19 @@ class CompressOutput(BaseOutput):
 class DecompressOutput(BaseOutput):
     """`images`: list of PIL pictures, or of numpy arrays [H, W, 3] in [0, 1], or of tensors [3, H, W] in [0, 1].
 
+    `notes[i]` says in words what is to know of the decoding of file i: it was cut short, made with another model, or drifted.
     `drift[i]`: estimated rms difference between the last x_t of file i here and the sender's (`drift.drift`), None if the file does
     not tell; codecs without a latent that both ends compute leave it out.
     """
 
     images: list[Image.Image] | list[np.ndarray] | list[torch.Tensor]
+    notes: list[list[str]]
     drift: list[float | None] | None = None
 
 
 @dataclass
 class RoundTripOutput(BaseOutput):
-    """The decoded `images` of `DecompressOutput` beside the `bitstreams`, `bpp` and `notes` of `CompressOutput`."""
+    """The decoded `images` of `DecompressOutput` beside the `bitstreams` and `bpp` of `CompressOutput`; `notes` are those of both."""
 
     images: list[Image.Image] | list[np.ndarray] | list[torch.Tensor]
     bitstreams: list[bytes]

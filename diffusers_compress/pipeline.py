@@ -253,17 +253,19 @@ class LatentCodecMixin:
         """Fingerprints that this model had before something was added to it -> words for that."""
         return {}
 
-    def check_model(self, headers: list[Header], allow_other_model: bool) -> None:
-        """WrongModel if a file was made with other weights, unless that is allowed."""
-        if allow_other_model:
-            return
-        identity = self.fingerprint()
-        others = [header for header in headers if header.fingerprint != identity]
-        if others and has_adapters(self.networks()):  # which the encoder may have fused
-            fused = self.fingerprint(fused=True)
-            others = [header for header in others if header.fingerprint != fused]
-        if others:
-            raise WrongModel(self.mismatch(others[0], identity))
+    def check_model(self, headers: list[Header], allow_other_model: bool) -> list[list[str]]:
+        """WrongModel if a file was made with other weights; if that is allowed, a note for each such file."""
+        identity, notes = self.fingerprint(), []
+        own = {identity}
+        if any(header.fingerprint != identity for header in headers) and has_adapters(self.networks()):
+            own.add(self.fingerprint(fused=True))  # the encoder may have fused them
+        for header in headers:
+            made_with = header.fingerprint
+            if made_with not in own and not allow_other_model:
+                raise WrongModel(self.mismatch(header, identity))
+            other = f"the file was made with model {made_with.hex()}, this is {identity.hex()}: the picture is another"
+            notes.append([] if made_with in own else [other])
+        return notes
 
     def mismatch(self, header: Header, identity: bytes) -> str:
         """What a file was made with, what is here, and what to do."""

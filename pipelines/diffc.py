@@ -227,7 +227,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
         if isinstance(generator, list) and len(generator) != len(files):
             raise ValueError(f"{len(generator)} generators were given for {len(files)} files")
-        self.check_model([header for header, *_ in files], allow_other_model)
+        notes = self.check_model([header for header, *_ in files], allow_other_model)
         noise = self.noise_schedule()
         coded = schedule.from_pure_noise(noise)
 
@@ -250,8 +250,12 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                 header = files[i][0]
                 pictures[i] = images.to_output(images.crop(x, header.height, header.width)[None], output_type)[0]
         self.maybe_free_model_hooks()
-        drift.warn(drifts)
-        return DecompressOutput(images=pictures, drift=drifts)
+        for own, (_, parameters, messages, complete), found in zip(notes, files, drifts):
+            if not complete:
+                steps = len(parameters.budgets)
+                own.append(f"the file was cut short; the picture is made of {len(messages)} of its {steps} steps")
+            own += drift.notes(found)
+        return DecompressOutput(images=pictures, notes=notes, drift=drifts)
 
     def __call__(
         self,
@@ -289,7 +293,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         sent = self.compress(image, target_bpp, max_bytes, quality, prompt, **steps, **watch)
         options = {"guidance_scale": guidance_scale, "generator": generator, "output_type": output_type, **watch}
         decoded = self.decompress(sent.bitstreams, reconstruction, **steps, **options)
-        output = RoundTripOutput(images=decoded.images, **sent)
+        notes = [of_file + of_picture for of_file, of_picture in zip(sent.notes, decoded.notes)]
+        output = RoundTripOutput(images=decoded.images, bitstreams=sent.bitstreams, bpp=sent.bpp, notes=notes)
         return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------------------ steps

@@ -194,7 +194,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         self.check_trained()
         files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
-        self.check_model([header for header, *_ in files], allow_other_model)
+        notes = self.check_model([header for header, *_ in files], allow_other_model)
         shapes = [self.latent_shape(header.height, header.width) for header, *_ in files]
         read = [self.read_payload(payload, parameters, shape, limits) for (_, parameters, payload), shape in zip(files, shapes)]
 
@@ -208,7 +208,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
                 header = files[source][0]
                 pictures[i] = images.to_output(images.crop(picture, header.height, header.width)[None], output_type)[0]
         self.maybe_free_model_hooks()
-        return DecompressOutput(images=pictures)
+        return DecompressOutput(images=pictures, notes=notes)
 
     def __call__(
         self,
@@ -234,7 +234,8 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
         }
         decoded = self.decompress(sent.bitstreams, num_images, num_inference_steps, guidance_scale, output_type, **watch)
-        output = RoundTripOutput(images=decoded.images, **sent)
+        notes = [of_file + of_picture for of_file, of_picture in zip(sent.notes, decoded.notes)]
+        output = RoundTripOutput(images=decoded.images, bitstreams=sent.bitstreams, bpp=sent.bpp, notes=notes)
         return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------------------ steps

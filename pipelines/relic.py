@@ -208,7 +208,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         """
         check_decompress_arguments(realism, num_inference_steps, output_type)
         files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
-        self.check_model([header for header, *_ in files], allow_other_model)
+        notes = self.check_model([header for header, *_ in files], allow_other_model)
         noise = self.noise_schedule()
 
         pictures = [None] * len(files)
@@ -231,7 +231,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                 header = files[i][0]
                 pictures[i] = images.to_output(images.crop(picture, header.height, header.width)[None], output_type)[0]
         self.maybe_free_model_hooks()
-        return DecompressOutput(images=pictures)
+        return DecompressOutput(images=pictures, notes=notes)
 
     def __call__(
         self,
@@ -266,7 +266,8 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
         }
         decoded = self.decompress(sent.bitstreams, realism, num_inference_steps, guidance_scale, output_type, **watch)
-        output = RoundTripOutput(images=decoded.images, **sent)
+        notes = [of_file + of_picture for of_file, of_picture in zip(sent.notes, decoded.notes)]
+        output = RoundTripOutput(images=decoded.images, bitstreams=sent.bitstreams, bpp=sent.bpp, notes=notes)
         return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------------------ steps

@@ -125,7 +125,7 @@ def test_a_cut_file_decodes_and_says_so(run, coded, tiny_sd_folder, tmp_path):
     cut.write_bytes(coded.read_bytes()[:-60])
     status, out, err = run("decode", cut, tmp_path / "cut.png", "--model", tiny_sd_folder, *SETTINGS)
     assert (status, err) == (0, [])
-    assert "cut short" in out[1]
+    assert out[0].startswith("note: the file was cut short; the picture is made of ")
     assert Image.open(tmp_path / "cut.png").size == (96, 64)
 
 
@@ -174,15 +174,15 @@ def test_limits_can_be_raised_and_lowered(run, coded, tiny_sd_folder, tmp_path):
     assert run("info", coded, "--max-pixels", 6144)[0] == 0
 
 
-def test_drift_is_told(run, coded, tiny_sd_folder, tmp_path, monkeypatch):
+def test_notes_of_the_decoding_are_told(run, coded, tiny_sd_folder, tmp_path, monkeypatch):
     decompress = DiffCPipeline.decompress
 
     def drifted(*arguments, **options):
-        return decompress(*arguments, **options) | {"drift": [0.1]}
+        return decompress(*arguments, **options) | {"notes": [["the latent drifted"]]}
 
     monkeypatch.setattr(DiffCPipeline, "decompress", lambda *args, **options: SimpleNamespace(**drifted(*args, **options)))
     _, out, _ = run("decode", coded, tmp_path / "o.png", "--preview", "--model", tiny_sd_folder, *SETTINGS)
-    assert "drifted" in out[0] and "0.10" in out[0]
+    assert out[0] == "note: the latent drifted"
 
 
 def test_through_pipes(picture, tiny_sd_folder):

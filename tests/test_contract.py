@@ -4,8 +4,10 @@ import csv
 import inspect
 import io
 import json
+import re
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -114,6 +116,10 @@ def test_another_model_is_refused(key, pipe, files):
     other = make.pipeline(key, "v_prediction")
     with pytest.raises(WrongModel, match=pipe.fingerprint().hex()):
         other.decompress(files[1])
+    with suppress(WrongModel):  # parts that must be the file's own
+        notes = other.decompress(files[1], allow_other_model=True, num_inference_steps=1).notes
+        assert len(notes) == 1 and re.search(f"{pipe.fingerprint().hex()}.*{other.fingerprint().hex()}", notes[0][0])
+    assert pipe.decompress(files[:2], num_inference_steps=1).notes == [[], []]
 
 
 def test_another_codec_is_refused_by_name(key, pipe, files):
@@ -219,7 +225,7 @@ class ToyPipeline:
             side = header.parameters[0]
             thumb = Image.frombytes("RGB", (side, side), container.read_payload(data, offset)[0])
             images.append(thumb.resize((header.width, header.height), resample))
-        return DecompressOutput(images=images)
+        return DecompressOutput(images=images, notes=[[] for _ in images])
 """
 
 

@@ -482,13 +482,16 @@ def test_a_receiver_tells_how_far_its_latent_drifted(pipe, monkeypatch):
     options = {"reconstruction": "denoised", "output_type": "np"}
     small, data = (pipe.compress(picture, max_bytes=size, num_inference_steps=3).bitstreams[0] for size in (1999, 2000))
     assert diffc_format.read_file(small)[1].check is None and diffc_format.read_file(data)[1].check is not None
-    assert pipe.decompress([small, data, data[:1000]], **options).drift == [None, pytest.approx(0, abs=0.06), None]
+    out = pipe.decompress([small, data, data[:1000]], **options)
+    assert out.drift == [None, pytest.approx(0, abs=0.06), None]
+    assert out.notes[:2] == [[], []] and re.fullmatch(r"the file was cut short; .* 1 of its 3 steps", *out.notes[2])
 
     predict, generator = DiffCPipeline.predict, torch.Generator().manual_seed(0)
     noisy = lambda self, *args: predict(self, *args) + 0.3 * torch.randn(1, 4, 24, 32, generator=generator)  # noqa: E731
     monkeypatch.setattr(DiffCPipeline, "predict", noisy)
     with pytest.warns(RuntimeWarning, match="drifted .* dtype float32"):
-        assert pipe.decompress(data, **options).drift[0] > drift.BOUND
+        out = pipe.decompress(data, **options)
+    assert out.drift[0] > drift.BOUND and "drifted" in out.notes[0][0]
 
 
 def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):

@@ -55,21 +55,15 @@ def decode_command(
     pipe = loading.load(model, device, dtype, codec, facts.get("preset"))
     seconds = decode(pipe, data, target, force, allow_other_model=any_model, limits=limits, **arguments)
     say(target, f"{target}: {facts['width']}x{facts['height']} pixels, {seconds:.1f} s")
-    if not facts["complete"]:
-        say(
-            target, f"note: the file was cut short; the picture is made of {facts['steps_present']} of its {facts['steps']} steps"
-        )
 
 
 def decode(pipe, data: bytes, target: Path, force: bool, **arguments) -> float:
     """Decompress a file to a picture file; the seconds it took. `arguments` are those of `decompress`."""
-    from diffusers_compress.codecs.diffc import drift
-
     with phase("decoding", pipe) as clock:
         out = pipe.decompress(data, **arguments)
     write_output(target, picture_bytes(out.images[0], target), force)
-    if out.drift and (out.drift[0] or 0) > drift.BOUND:
-        say(target, f"note: {drift.message(out.drift[0])}")
+    for note in out.notes[0]:
+        say(target, f"note: {note}")
     return clock.seconds
 
 

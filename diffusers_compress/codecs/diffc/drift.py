@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusers_compress.coding import randomness
 
 PROJECTIONS, CELLS, CELL = 7, 4, 1 / 8
-BOUND = 1 / 16  # where `warn` speaks; ROBUSTNESS.md has how often it errs
+BOUND = 1 / 16  # where `notes` speaks; ROBUSTNESS.md has how often it errs
 
 
 def projections(x_t: Tensor) -> Tensor:
@@ -45,15 +45,13 @@ def drift(x_t: Tensor, check: int) -> float:
     return max(0.0, float(distance.square().mean()) - CELL**2 / 12) ** 0.5
 
 
-def warn(drifts: list[float | None]) -> None:
-    """A RuntimeWarning if a file's drift passed BOUND."""
-    worst = max((found for found in drifts if found is not None), default=0.0)
-    if worst > BOUND:
-        warnings.warn(message(worst), RuntimeWarning, stacklevel=3)
-
-
-def message(found: float) -> str:
-    return (
+def notes(found: float | None) -> list[str]:
+    """What to tell of a file's drift: nothing up to BOUND. A larger one is a RuntimeWarning too."""
+    if found is None or found <= BOUND:
+        return []
+    note = (
         f"the latent drifted from the sender's by an rms of about {found:.2f} (above {BOUND}): the picture is not quite the one that was "
         "sent. Decode with dtype float32, on another device, or with the model that the file was made with"
     )
+    warnings.warn(note, RuntimeWarning, stacklevel=4)  # the caller of `decompress`
+    return [note]
