@@ -140,7 +140,7 @@ def ours(pipe, image, target, steps, channel):
     """{calls, bytes, psnr} of a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.dfc"
-        files = pipe.compress(image, target_bpp=target, num_inference_steps=steps, channel=channel).bitstreams
+        files = pipe.compress(image, target_bpp=target, num_coding_steps=steps, coder=channel).bitstreams
         write_file(path, files[0])
         data = path.read_bytes()
     decoded = pipe.decompress(data, reconstruction="denoised").images[0]

@@ -55,10 +55,10 @@ def own_picture(pipe, image):
     return images.to_output(images.crop(pipe.decode_latent(x_0), image.height, image.width))[0]
 
 
-def measure(pipe, image, steps, quality, path):
+def measure(pipe, image, steps, fidelity, path):
     """(calls, bytes, PSNR of denoised, high-frequency power of flow over the autoencoder's)."""
     path.unlink(missing_ok=True)
-    write_file(path, pipe.compress(image, quality=quality, num_inference_steps=steps).bitstreams[0])
+    write_file(path, pipe.compress(image, fidelity=fidelity, num_coding_steps=steps).bitstreams[0])
     data = path.read_bytes()
     path.unlink()
     denoised, flow = (pipe.decompress(data, reconstruction=kind).images[0] for kind in ("denoised", "flow"))
@@ -103,10 +103,10 @@ def main():
     for kind in args.kinds:
         pipe = pipeline_of(kind, args)
         noise = schedule.from_scheduler(pipe.scheduler)
-        quality = 1 - schedule.timestep_at(noise, args.ratio) / (noise.alpha.numel() - 1)
+        fidelity = 1 - schedule.timestep_at(noise, args.ratio) / (noise.alpha.numel() - 1)
         for steps in args.steps:
             loaded = [images.open_image(path).convert("RGB") for path in pictures]
-            figures = [measure(pipe, image, steps, quality, args.out.with_suffix(".dfc")) for image in loaded]
+            figures = [measure(pipe, image, steps, fidelity, args.out.with_suffix(".dfc")) for image in loaded]
             calls, size, decibel, texture = np.mean(figures, axis=0)
             rows.append({"kind": kind, "calls": calls, "bytes": size, "psnr": decibel, "texture": texture})
             print(f"| {kind} | {calls:.1f} | {size:.0f} | {decibel:.2f} dB | {texture:.3f} |", flush=True)

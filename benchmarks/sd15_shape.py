@@ -184,9 +184,9 @@ def measure(args, bpp, steps, channel, batch):
     torch.set_num_threads(args.threads)
     quieten_libraries()
     pipe, photos = load(args), pictures(args, batch)
-    options = {"channel": channel, "batch_size": batch}
+    options = {"coder": channel, "batch_size": batch}
     pipe.decompress(
-        pipe.compress(photos, bpp, num_inference_steps=1, **options).bitstreams, num_inference_steps=1, batch_size=batch
+        pipe.compress(photos, bpp, num_coding_steps=1, **options).bitstreams, num_inference_steps=1, batch_size=batch
     )
     if args.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -202,7 +202,7 @@ def measure(args, bpp, steps, channel, batch):
         return result
 
     for _ in range(args.repeats):
-        sent = timed("encode", lambda: pipe.compress(photos, bpp, num_inference_steps=steps, **options)).bitstreams
+        sent = timed("encode", lambda: pipe.compress(photos, bpp, num_coding_steps=steps, **options)).bitstreams
         timed("decode", lambda: pipe.decompress(sent, num_inference_steps=args.decoding_steps, batch_size=batch))
     if args.device == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB

@@ -84,7 +84,7 @@ class ImageCodec(Protocol):
     """A pipeline of diffusers that is an image codec. `options` are the codec's own; what it does not list it refuses."""
 
     def compress(self, image: Any, *, batch_size: int = 8, **options: Any) -> "CompressOutput":
-        """Pictures to files. Options that shared code may pass: the rate (`target_bpp`, `max_bytes`, `quality`) and `prompt`."""
+        """Pictures to files. Options that shared code may pass: the rate (`target_bpp`, `max_bytes`, `fidelity`) and `prompt`."""
         ...
 
     def decompress(

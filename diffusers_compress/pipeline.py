@@ -20,6 +20,7 @@ from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusi
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.fingerprint import fingerprint, has_adapters
 from diffusers_compress.format.container import Header
+from diffusers_compress.outputs import RoundTripOutput
 
 # What a pipeline may lack: families differ in their components, and most models have none of ours.
 FAMILY_COMPONENTS = [
@@ -67,6 +68,29 @@ def watched(call: Callable) -> Callable:
     return with_callback
 
 
+def round_trip(codec: type) -> Callable:
+    """`__call__` of a codec: `compress`, then `decompress` of those files. It takes the arguments of both; each gets those that it has."""
+    sides = [inspect.signature(side).parameters for side in (codec.compress, codec.decompress)]
+    compressing, decompressing = (list(side)[2:] for side in sides)  # without self and the image or file
+    kinds = {**sides[0], **{name: sides[1][name] for name in decompressing}}
+    kinds["return_dict"] = inspect.Parameter("return_dict", inspect.Parameter.KEYWORD_ONLY, default=True, annotation=bool)
+    signature = inspect.Signature(list(kinds.values()), return_annotation=RoundTripOutput | tuple)
+
+    def call(*arguments, **options):
+        given = signature.bind(*arguments, **options).arguments  # TypeError for an argument of neither
+        self, image, return_dict = given.pop("self"), given.pop("image"), given.pop("return_dict", True)
+        decoding = {name: given[name] for name in decompressing if name in given}
+        self.decompress([], **decoding)  # an argument out of its range is refused before the work
+        sent = self.compress(image, **{name: given[name] for name in compressing if name in given})
+        decoded = self.decompress(sent.bitstreams, **decoding)
+        notes = [of_picture + of_file for of_picture, of_file in zip(sent.notes, decoded.notes)]
+        output = RoundTripOutput(images=decoded.images, bitstreams=sent.bitstreams, bpp=sent.bpp, notes=notes)
+        return output if return_dict else output.to_tuple()
+
+    call.__name__, call.__doc__, call.__signature__ = "__call__", round_trip.__doc__, signature
+    return call
+
+
 class LatentCodecMixin:
     """For a `DiffusionPipeline` with a scheduler and the components of one of `families.FAMILIES`."""
 
@@ -74,6 +98,13 @@ class LatentCodecMixin:
     _watch = None, []  # callback, and what it is given
     _exclude_from_cpu_offload = ["hyperprior", "parameter_network", "hyper_encoder"]  # small, and read outside their forward
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
+
+    __call__: Callable[..., RoundTripOutput | tuple]
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "compress" in vars(cls):
+            cls.__call__ = round_trip(cls)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **options) -> Self:
@@ -279,16 +310,16 @@ class LatentCodecMixin:
         )
 
 
-def check_rate_and_prompts(target_bpp, max_bytes, quality, prompts, pictures, max_prompt_bytes):
+def check_rate_and_prompts(target_bpp, max_bytes, fidelity, prompts, pictures, max_prompt_bytes):
     """ValueError unless there is exactly one rate, in its range, and a prompt of permitted length for each picture."""
-    rates = {"target_bpp": target_bpp, "max_bytes": max_bytes, "quality": quality}
+    rates = {"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity}
     given = [name for name, value in rates.items() if value is not None]
     if len(given) != 1:
-        raise ValueError(f"give exactly one of target_bpp, max_bytes and quality; given: {', '.join(given) or 'none'}")
+        raise ValueError(f"give exactly one of target_bpp, max_bytes and fidelity; given: {', '.join(given) or 'none'}")
     if not rates[given[0]] > 0:
         raise ValueError(f"{given[0]} must be above 0, not {rates[given[0]]}")
-    if quality is not None and quality > 1:
-        raise ValueError(f"quality must be in (0, 1], not {quality}")
+    if fidelity is not None and fidelity > 1:
+        raise ValueError(f"fidelity must be in (0, 1], not {fidelity}")
     if len(prompts) != len(pictures):
         raise ValueError(f"{len(prompts)} prompts were given for {len(pictures)} pictures")
     if any(len(prompt.encode()) > max_prompt_bytes for prompt in prompts):

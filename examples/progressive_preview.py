@@ -24,7 +24,7 @@ def main():
     args = parser.parse_args()
 
     pipe = DiffCPipeline.from_pretrained(args.model)
-    data = pipe.compress(Image.open(args.photo), target_bpp=args.bpp, num_inference_steps=24).bitstreams[0]
+    data = pipe.compress(Image.open(args.photo), target_bpp=args.bpp, num_coding_steps=24).bitstreams[0]
     _, start = container.read_header(data)  # before that there is no picture
     strip = None
     for share in (1 / 8, 1 / 4, 1 / 2, 1):

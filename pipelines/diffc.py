@@ -55,7 +55,7 @@ from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models.variance_head import VarianceHead
-from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
+from diffusers_compress.outputs import CompressOutput, DecompressOutput
 from diffusers_compress.pipeline import (
     FAMILY_COMPONENTS,
     LatentCodecMixin,
@@ -81,6 +81,15 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         vae, ..., transformer, force_zeros_for_empty_prompt: as in diffusers' own pipeline of the family, which may lack some.
         variance_head: `VarianceHead` trained for this model, which makes files smaller; optional.
         calibration: what `diffusers-compress calibrate` found for this model, which makes files smaller; optional.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from diffusers_compress import DiffCPipeline, embedded_model
+        >>> pipe = DiffCPipeline.from_pretrained(embedded_model())
+        >>> image = Image.linear_gradient("L").convert("RGB")
+        >>> both = pipe(image, max_bytes=100)
+        >>> len(both.bitstreams[0]) <= 100, both.images[0].size
+        (True, (256, 256))
     """
 
     _optional_components = [*FAMILY_COMPONENTS, "variance_head"]
@@ -118,10 +127,10 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         image: PipelineImageInput,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
-        quality: float | None = None,
+        fidelity: float | None = None,
         prompt: str | list[str] = "",
-        num_inference_steps: int = 12,
-        channel: str = "trellis",
+        num_coding_steps: int = 12,
+        coder: str = "trellis",
         batch_size: int = 8,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
@@ -132,12 +141,12 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
             target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
             max_bytes: size in bytes that no file exceeds.
-            quality: in (0, 1]; the stream ends at about the timestep (1 - quality) (T - 1), not below it. Exactly one of these three.
+            fidelity: in (0, 1]; the stream ends at about the timestep (1 - fidelity) (T - 1), not below it. Exactly one of these three.
             prompt: one for all or one for each picture; stored in the file.
-            num_inference_steps: coded steps, 1 to 256, each a network call but the first, unless the model was trained on pure noise. Of a
-                file so small that a step would have less than 64 bits there are fewer; with `quality` it is the number for an average
+            num_coding_steps: coded steps, 1 to 256, each a network call but the first, unless the model was trained on pure noise. Of a
+                file so small that a step would have less than 64 bits there are fewer; with `fidelity` it is the number for an average
                 picture.
-            channel: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU about a second a step, more from some
+            coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU about a second a step, more from some
                 2,000 bits a step on; or "poisson", the published coder.
             batch_size: pictures of like size that go through the network together at most.
             callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
@@ -149,11 +158,11 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         """
         pictures = images.as_list(image)
         prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
-        check_compress_arguments(target_bpp, max_bytes, quality, num_inference_steps, channel, prompts, pictures)
+        check_compress_arguments(target_bpp, max_bytes, fidelity, num_coding_steps, coder, prompts, pictures)
         noise = schedule.from_pure_noise(self.noise_schedule())
         tensors, notes = zip(*map(images.to_tensor, pictures))
         identity = self.fingerprint()
-        stop_t = 0 if quality is None else round((1 - quality) * (noise.alpha.numel() - 1))
+        stop_t = 0 if fidelity is None else round((1 - fidelity) * (noise.alpha.numel() - 1))
 
         files = [b""] * len(pictures)
         for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
@@ -162,9 +171,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             for i, x in zip(group, x_0.split(1)):
                 height, width = tensors[i].shape[-2:]
                 header = Header(DIFFC, width, height, identity, b"")
-                parameters = Parameters(CHANNEL_NUMBERS[channel], 0, prompt=prompts[i])
-                if quality is None:
-                    limit, steps = max_bytes or width * height * target_bpp / 8, num_inference_steps
+                parameters = Parameters(CHANNEL_NUMBERS[coder], 0, prompt=prompts[i])
+                if fidelity is None:
+                    limit, steps = max_bytes or width * height * target_bpp / 8, num_coding_steps
                     parameters.check = 0 if limit >= CHECKED_BYTES else None
                     smallest = overhead(header, parameters)
                     if smallest > limit:
@@ -176,10 +185,10 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                     limit, steps = math.inf, MAX_STEPS
                     bits = reference.expected_bits(self.error_calibration(), x.shape[1:], float(noise.snr[stop_t]))
                     parameters.check = 0 if bits >= 8 * CHECKED_BYTES else None
-                    budget = max(MIN_BUDGET, CHANNELS[parameters.channel].budget(bits / num_inference_steps))
+                    budget = max(MIN_BUDGET, CHANNELS[parameters.channel].budget(bits / num_coding_steps))
                     parameters.budget = nearest(budget, BUDGET_DIGITS)
                 senders.append(Sender(noise, x, header, parameters, stop_t, steps, limit))
-            ends = self.reverse(noise, CHANNELS[CHANNEL_NUMBERS[channel]], senders, x_0.shape[1:], [prompts[i] for i in group])
+            ends = self.reverse(noise, CHANNELS[CHANNEL_NUMBERS[coder]], senders, x_0.shape[1:], [prompts[i] for i in group])
             for i, sender, (x_t, _) in zip(group, senders, ends):
                 sender.end_at(x_t)
                 files[i] = sender.file()
@@ -225,7 +234,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         """
         check_decompress_arguments(reconstruction, num_inference_steps, output_type)
         files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
-        if isinstance(generator, list) and len(generator) != len(files):
+        if files and isinstance(generator, list) and len(generator) != len(files):
             raise ValueError(f"{len(generator)} generators were given for {len(files)} files")
         notes = self.check_model([header for header, *_ in files], allow_other_model)
         noise = self.noise_schedule()
@@ -256,46 +265,6 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                 own.append(f"the file was cut short; the picture is made of {len(messages)} of its {steps} steps")
             own += drift.notes(found)
         return DecompressOutput(images=pictures, notes=notes, drift=drifts)
-
-    def __call__(
-        self,
-        image: PipelineImageInput,
-        target_bpp: float | None = None,
-        max_bytes: int | None = None,
-        quality: float | None = None,
-        prompt: str | list[str] = "",
-        reconstruction: str = "flow",
-        num_inference_steps: int | None = None,
-        guidance_scale: float = 1.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
-    ) -> RoundTripOutput | tuple:
-        """The round trip: `compress`, then `decompress` of those files; the arguments are theirs, num_inference_steps that of both.
-
-        Examples:
-            >>> from PIL import Image
-            >>> from diffusers_compress import DiffCPipeline, embedded_model
-            >>> pipe = DiffCPipeline.from_pretrained(embedded_model())
-            >>> image = Image.linear_gradient("L").convert("RGB")
-            >>> both = pipe(image, max_bytes=100)
-            >>> len(both.bitstreams[0]) <= 100, both.images[0].size
-            (True, (256, 256))
-        """
-        steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
-        check_decompress_arguments(reconstruction, num_inference_steps or 1, output_type)
-        watch = {
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
-        }
-        sent = self.compress(image, target_bpp, max_bytes, quality, prompt, **steps, **watch)
-        options = {"guidance_scale": guidance_scale, "generator": generator, "output_type": output_type, **watch}
-        decoded = self.decompress(sent.bitstreams, reconstruction, **steps, **options)
-        notes = [of_file + of_picture for of_file, of_picture in zip(sent.notes, decoded.notes)]
-        output = RoundTripOutput(images=decoded.images, bitstreams=sent.bitstreams, bpp=sent.bpp, notes=notes)
-        return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------------------ steps
 
@@ -342,12 +311,12 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         }
 
 
-def check_compress_arguments(target_bpp, max_bytes, quality, num_inference_steps, channel, prompts, pictures):
-    check_rate_and_prompts(target_bpp, max_bytes, quality, prompts, pictures, MAX_PROMPT_BYTES)
-    if not 1 <= num_inference_steps <= MAX_STEPS:
-        raise ValueError(f"num_inference_steps must be from 1 to {MAX_STEPS}, not {num_inference_steps}")
-    if channel not in CHANNEL_NUMBERS:
-        raise ValueError(f"channel must be one of {sorted(CHANNEL_NUMBERS)}, not {channel!r}")
+def check_compress_arguments(target_bpp, max_bytes, fidelity, num_coding_steps, coder, prompts, pictures):
+    check_rate_and_prompts(target_bpp, max_bytes, fidelity, prompts, pictures, MAX_PROMPT_BYTES)
+    if not 1 <= num_coding_steps <= MAX_STEPS:
+        raise ValueError(f"num_coding_steps must be from 1 to {MAX_STEPS}, not {num_coding_steps}")
+    if coder not in CHANNEL_NUMBERS:
+        raise ValueError(f"coder must be one of {sorted(CHANNEL_NUMBERS)}, not {coder!r}")
 
 
 def check_decompress_arguments(reconstruction, num_inference_steps, output_type):

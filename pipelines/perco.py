@@ -36,7 +36,7 @@ from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder
-from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
+from diffusers_compress.outputs import CompressOutput, DecompressOutput
 from diffusers_compress.pipeline import LatentCodecMixin, check_output, groups_of, undisturbed, watched
 
 UNTRAINED = (
@@ -209,34 +209,6 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
                 pictures[i] = images.to_output(images.crop(picture, header.height, header.width)[None], output_type)[0]
         self.maybe_free_model_hooks()
         return DecompressOutput(images=pictures, notes=notes)
-
-    def __call__(
-        self,
-        image: PipelineImageInput,
-        target_bpp: float | None = None,
-        max_bytes: int | None = None,
-        prompt: str | list[str] = "",
-        captioner: Callable | None = None,
-        seed: int = 0,
-        num_images: int = 1,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
-    ) -> RoundTripOutput | tuple:
-        """The round trip: `compress`, then `decompress` of those files; the arguments are theirs."""
-        check_output(num_inference_steps, output_type)
-        sent = self.compress(image, target_bpp, max_bytes, prompt, captioner, seed)
-        watch = {
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
-        }
-        decoded = self.decompress(sent.bitstreams, num_images, num_inference_steps, guidance_scale, output_type, **watch)
-        notes = [of_file + of_picture for of_file, of_picture in zip(sent.notes, decoded.notes)]
-        output = RoundTripOutput(images=decoded.images, bitstreams=sent.bitstreams, bpp=sent.bpp, notes=notes)
-        return output if return_dict else output.to_tuple()
 
     # ------------------------------------------------------------------------------------------------------------ steps
 

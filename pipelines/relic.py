@@ -51,7 +51,7 @@ from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
-from diffusers_compress.outputs import CompressOutput, DecompressOutput, RoundTripOutput
+from diffusers_compress.outputs import CompressOutput, DecompressOutput
 from diffusers_compress.pipeline import (
     FAMILY_COMPONENTS,
     LatentCodecMixin,
@@ -77,6 +77,15 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         hyperprior: a trained entropy model. Without one the adaptive model is used.
         parameter_network: chooses step widths, shifts and the timestep. Without one they follow from the step width alone.
         calibration: what was measured of the model; key "latent" holds `calibration.latent_statistics`.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from diffusers_compress import RelicPipeline, embedded_model
+        >>> pipe = RelicPipeline.from_pretrained(embedded_model())
+        >>> image = Image.linear_gradient("L").convert("RGB")
+        >>> both = pipe(image, max_bytes=100)
+        >>> len(both.bitstreams[0]) <= 100, both.images[0].size
+        (True, (256, 256))
     """
 
     _optional_components = [*FAMILY_COMPONENTS, "hyperprior", "parameter_network"]
@@ -114,7 +123,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         image: PipelineImageInput,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
-        quality: float | None = None,
+        fidelity: float | None = None,
         prompt: str | list[str] = "",
         rounding: str = "dithered",
         entropy_model: str | None = None,
@@ -126,7 +135,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
             target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
             max_bytes: size in bytes that no file exceeds.
-            quality: in (0, 1]; the step width belongs to the timestep (1 - quality) (T - 1). Exactly one of these three.
+            fidelity: in (0, 1]; the step width belongs to the timestep (1 - fidelity) (T - 1). Exactly one of these three.
             prompt: one for all or one for each picture; stored in the file.
             rounding: "dithered" (universal quantization: the error is noise, whatever the picture), or "plain".
             entropy_model: "hyperprior" or "adaptive"; default: the hyperprior if the pipeline has one.
@@ -137,7 +146,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         """
         pictures = images.as_list(image)
         prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
-        check_compress_arguments(target_bpp, max_bytes, quality, rounding, prompts, pictures)
+        check_compress_arguments(target_bpp, max_bytes, fidelity, rounding, prompts, pictures)
         model = self.entropy_model(entropy_model)
         noise = self.noise_schedule()
         tensors, notes = zip(*map(images.to_tensor, pictures))
@@ -152,7 +161,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                     if not x.isfinite().all():
                         raise ValueError("the autoencoder's output is not finite; load it with dtype float32 or bfloat16")
 
-                    size = math.inf if quality is not None else max_bytes or width * height * target_bpp / 8
+                    size = math.inf if fidelity is not None else max_bytes or width * height * target_bpp / 8
 
                     def plan(step, coded):
                         parameters = Parameters(
@@ -161,10 +170,10 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                         return self.plan(parameters, x, noise, affine=size >= AFFINE_SHARE * 12 * len(x) / 8)
 
                     file = File(x, Header(RELIC, width, height, identity, b""), plan, model, self.statistics())
-                    if quality is None:
+                    if fidelity is None:
                         files[i] = file.within(size)
                     else:
-                        t = round((1 - quality) * (noise.alpha.numel() - 1))
+                        t = round((1 - fidelity) * (noise.alpha.numel() - 1))
                         files[i] = file.data(step_number(math.sqrt(12) / float(noise.ratio[t])))
                     bar.update()
         self.maybe_free_model_hooks()
@@ -233,43 +242,6 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return DecompressOutput(images=pictures, notes=notes)
 
-    def __call__(
-        self,
-        image: PipelineImageInput,
-        target_bpp: float | None = None,
-        max_bytes: int | None = None,
-        quality: float | None = None,
-        prompt: str | list[str] = "",
-        realism: float = 1.0,
-        num_inference_steps: int = 5,
-        guidance_scale: float = 1.0,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
-    ) -> RoundTripOutput | tuple:
-        """The round trip: `compress`, then `decompress` of those files; the arguments are theirs.
-
-        Examples:
-            >>> from PIL import Image
-            >>> from diffusers_compress import RelicPipeline, embedded_model
-            >>> pipe = RelicPipeline.from_pretrained(embedded_model())
-            >>> image = Image.linear_gradient("L").convert("RGB")
-            >>> both = pipe(image, max_bytes=100)
-            >>> len(both.bitstreams[0]) <= 100, both.images[0].size
-            (True, (256, 256))
-        """
-        check_decompress_arguments(realism, num_inference_steps, output_type)
-        sent = self.compress(image, target_bpp, max_bytes, quality, prompt)
-        watch = {
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
-        }
-        decoded = self.decompress(sent.bitstreams, realism, num_inference_steps, guidance_scale, output_type, **watch)
-        notes = [of_file + of_picture for of_file, of_picture in zip(sent.notes, decoded.notes)]
-        output = RoundTripOutput(images=decoded.images, bitstreams=sent.bitstreams, bpp=sent.bpp, notes=notes)
-        return output if return_dict else output.to_tuple()
-
     # ------------------------------------------------------------------------------------------------------------ steps
 
     def statistics(self) -> dict:
@@ -323,8 +295,8 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         return quantizer.latent(receiver.v), torch.from_numpy(expected).reshape(shape)
 
 
-def check_compress_arguments(target_bpp, max_bytes, quality, rounding, prompts, pictures):
-    check_rate_and_prompts(target_bpp, max_bytes, quality, prompts, pictures, MAX_PROMPT_BYTES)
+def check_compress_arguments(target_bpp, max_bytes, fidelity, rounding, prompts, pictures):
+    check_rate_and_prompts(target_bpp, max_bytes, fidelity, prompts, pictures, MAX_PROMPT_BYTES)
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {list(ROUNDINGS)}, not {rounding!r}")
 

@@ -18,7 +18,7 @@ SD = "them/sd"
 def coded(pipe):
     pipe.set_progress_bar_config(disable=True)
     options = {
-        "DiffCPipeline": {"max_bytes": 100, "num_inference_steps": 2},
+        "DiffCPipeline": {"max_bytes": 100, "num_coding_steps": 2},
         "RelicPipeline": {"max_bytes": 100},
         "PerCoPipeline": {},
     }

@@ -303,7 +303,7 @@ def test_one_rate_is_wanted(run, picture, tmp_path, rate, words):
     assert_fails(run("encode", picture, tmp_path / "o.dfc", *rate), words)
 
 
-@pytest.mark.parametrize("rate", [["--bpp", "-1"], ["--quality", "7"], ["--max-bytes", "3"]])
+@pytest.mark.parametrize("rate", [["--bpp", "-1"], ["--fidelity", "7"], ["--max-bytes", "3"]])
 def test_a_rate_out_of_range(run, picture, tiny_sd_folder, tmp_path, rate):
     assert_fails(run("encode", picture, tmp_path / "o.dfc", *rate, "--model", tiny_sd_folder, *SETTINGS), rate[1])
     assert os.listdir(tmp_path) == []

@@ -137,7 +137,7 @@ def test_a_codec_to_come_is_named():
             codecs.describe(bytes(data))
 
 
-VALUES = {"--channel": "trellis", "--captioner": "blip", "--reconstruction": "flow"}
+VALUES = {"--coder": "trellis", "--captioner": "blip", "--reconstruction": "flow"}
 
 
 @pytest.mark.parametrize(("verb", "method", "options"), [("encode", "compress", ENCODING), ("decode", "decompress", DECODING)])
@@ -152,7 +152,7 @@ def test_an_option_that_the_codec_does_not_know_is_refused_by_name(
     source, target = ("in.png", "out.dfc") if verb == "encode" else ("in.dfc", "out.png")
     call = [verb, str(tmp_path / source), str(tmp_path / target), *of_codec]
     refused = [name for name, argument in options.items() if contract.unknown_options(getattr(CODECS[key].pipeline_class(), method), [argument])]  # fmt: skip
-    refused = [name for name in refused if not (rate and name == "--quality")]
+    refused = [name for name in refused if not (rate and name == "--fidelity")]
     for option in refused:
         assert cli.main([*call, option, VALUES.get(option, "1")]) == 2
         out, err = capsys.readouterr()

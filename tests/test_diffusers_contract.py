@@ -13,7 +13,7 @@ from test_perco import make as perco
 from diffusers_compress import DiffCPipeline, PerCoPipeline, RelicPipeline, WrongModel
 
 CLASSES = {"diffc": DiffCPipeline, "relic": RelicPipeline, "perco": PerCoPipeline}
-OPTIONS = {"diffc": {"max_bytes": 80, "num_inference_steps": 2}, "relic": {"max_bytes": 80}, "perco": {}}
+OPTIONS = {"diffc": {"max_bytes": 80, "num_coding_steps": 2}, "relic": {"max_bytes": 80}, "perco": {}}
 
 
 @pytest.fixture(scope="module", params=CLASSES)

@@ -67,23 +67,23 @@ def test_psnr_rises_with_the_rate(pipe, portrait):
 
 def test_pictures_of_a_batch_are_coded_as_they_would_be_alone(pipe, portrait):
     pictures = [portrait.crop(box) for box in ((0, 0, 128, 128), (64, 64, 192, 192))]
-    out = pipe.compress(pictures, target_bpp=0.15, num_inference_steps=4)
+    out = pipe.compress(pictures, target_bpp=0.15, num_coding_steps=4)
     together = pipe.decompress(out.bitstreams).images
     assert out.bitstreams[0] != out.bitstreams[1]
     for picture, data, image in zip(pictures, out.bitstreams, together):
         assert np.abs(np.asarray(image, dtype=int) - np.asarray(pipe.decompress(data).images[0], dtype=int)).max() <= 1
         # Rounding in the network may differ with the batch's size, and so a few bits of a message.
-        sent_alone = pipe.compress(picture, target_bpp=0.15, num_inference_steps=4).bitstreams
+        sent_alone = pipe.compress(picture, target_bpp=0.15, num_coding_steps=4).bitstreams
         assert abs(psnr(picture, pipe.decompress(sent_alone).images[0]) - psnr(picture, image)) < 0.3
 
 
 def test_the_network_saves_bits(pipe, portrait, monkeypatch):
     """The same noise level costs less than half of what it costs with a network that knows nothing."""
-    size = len(pipe.compress(portrait, quality=0.6).bitstreams[0])
+    size = len(pipe.compress(portrait, fidelity=0.6).bitstreams[0])
     ratio = schedule.from_scheduler(pipe.scheduler).ratio.float()
     # v = alpha eps - sigma x_0_hat; with x_0_hat = 0 it is alpha / sigma x_t
     monkeypatch.setattr(DiffCPipeline, "predict", lambda self, x_t, t, embeds: ratio[t].view(-1, 1, 1, 1) * x_t)
-    assert size < 0.5 * len(pipe.compress(portrait, quality=0.6).bitstreams[0])
+    assert size < 0.5 * len(pipe.compress(portrait, fidelity=0.6).bitstreams[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -99,7 +99,7 @@ def test_another_dtype_decodes_within_a_tenth_of_a_decibel(pipe, portrait, dtype
 
 def test_a_large_picture_comes_back(pipe, portrait):
     picture = portrait.resize((2000, 1300))
-    data = pipe.compress(picture, target_bpp=0.002, num_inference_steps=4).bitstreams[0]
+    data = pipe.compress(picture, target_bpp=0.002, num_coding_steps=4).bitstreams[0]
     decoded = pipe.decompress(data, reconstruction="denoised").images[0]
     assert decoded.size == (2000, 1300)
     assert psnr(picture, decoded) > psnr(picture, Image.new("RGB", picture.size, "gray"))

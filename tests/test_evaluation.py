@@ -281,9 +281,9 @@ def test_wrong_codecs_are_told(text, words):
 
 
 def test_codec_options_are_values():
-    codec = parse_codec("diffc:encode.channel=poisson:decode.num_inference_steps=3", "folder", "small")
-    assert codec.encode_options == (("channel", "poisson"),) and codec.decode_options == (("num_inference_steps", 3),)
-    assert codec.label == "diffc@small:encode.channel=poisson:decode.num_inference_steps=3"
+    codec = parse_codec("diffc:encode.coder=poisson:decode.num_inference_steps=3", "folder", "small")
+    assert codec.encode_options == (("coder", "poisson"),) and codec.decode_options == (("num_inference_steps", 3),)
+    assert codec.label == "diffc@small:encode.coder=poisson:decode.num_inference_steps=3"
 
 
 def test_wrong_arguments_are_told(folder, tmp_path):

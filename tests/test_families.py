@@ -46,7 +46,7 @@ def pipe(request, folders):
 @pytest.mark.parametrize("codec", CODECS)
 def test_round_trip_through_a_file(folders, photo, tmp_path, codec, family):
     """At any size, in a pipeline loaded anew; cut and damaged files are told."""
-    picture, options = photo.crop((0, 0, 75, 50)), {"num_inference_steps": 4} if codec == "diffc" else {}
+    picture, options = photo.crop((0, 0, 75, 50)), {"num_coding_steps": 4} if codec == "diffc" else {}
     data = load(codec, folders[family]).compress(picture, max_bytes=120, **options).bitstreams[0]
     assert len(data) <= 120
     (tmp_path / "photo.dfc").write_bytes(data)
@@ -66,7 +66,7 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
     with torch.no_grad():
         x_0 = pipe.encode_picture(images.to_tensor(picture)[0][None])
         assert x_0.shape[1:] == pipe.latent_shape(32, 48)
-        _, parameters, messages, _ = diffc_format.read_file(pipe.compress(picture, quality=0.8).bitstreams[0])
+        _, parameters, messages, _ = diffc_format.read_file(pipe.compress(picture, fidelity=0.8).bitstreams[0])
         receiver = loop.Receiver(noise, parameters, messages)
         [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
         alpha, sigma = noise.level(t)
@@ -184,7 +184,7 @@ def test_an_autoencoder_that_overflows_in_float16_is_widened(folders, photo, mon
 def test_stable_diffusion_3_without_t5(folders, photo):
     pipe = load("diffc", folders["sd3"], text_encoder_3=None, tokenizer_3=None)
     assert pipe.encode_prompt(["a house"])["text"].shape == (1, 77 + 256, 32)
-    data = pipe.compress(photo, max_bytes=100, num_inference_steps=2).bitstreams[0]
+    data = pipe.compress(photo, max_bytes=100, num_coding_steps=2).bitstreams[0]
     assert pipe.decompress(data, reconstruction="denoised").images[0].size == photo.size
     assert pipe.fingerprint() != load("diffc", folders["sd3"]).fingerprint()
 
@@ -213,7 +213,7 @@ def test_calibration_of_every_kind(folders, photo, family):
     pipe = load("diffc", folders[family])
     pipe.register_to_config(calibration={"error": calibration.calibrate_error(pipe, [photo])})
     assert len(pipe.config.calibration["error"]["log2_variance"][0]) == pipe.family.channels
-    data = pipe.compress(photo, max_bytes=100, num_inference_steps=2).bitstreams[0]
+    data = pipe.compress(photo, max_bytes=100, num_coding_steps=2).bitstreams[0]
     assert pipe.decompress(data, reconstruction="denoised").images[0].size == photo.size
 
 
@@ -246,5 +246,5 @@ def test_flux_packs_an_odd_number_of_patches(folders):
     pipe = load("diffc", folders["flux"])
     assert pipe.latent_shape(5, 13) == (16, 2, 2) and pipe.latent_shape(200, 300) == (16, 26, 38)
     picture = Image.new("RGB", (13, 5), "red")
-    data = pipe.compress(picture, max_bytes=60, num_inference_steps=1).bitstreams[0]
+    data = pipe.compress(picture, max_bytes=60, num_coding_steps=1).bitstreams[0]
     assert pipe.decompress(data, reconstruction="denoised").images[0].size == (13, 5)

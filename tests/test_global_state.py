@@ -85,14 +85,14 @@ def pipes(tiny_sd_folder):
 
 
 CASES = {  # name: (pipeline, options of compress, of decompress)
-    "diffc": ("diffc", {"max_bytes": 120, "num_inference_steps": 3, "prompt": "abc"}, {"num_inference_steps": 2}),
-    "diffc, quality": ("diffc", {"quality": 0.4, "num_inference_steps": 3}, {"reconstruction": "denoised"}),
-    "diffc, checked": ("diffc", {"max_bytes": 2000, "num_inference_steps": 3}, {"reconstruction": "denoised"}),
-    "diffc, trellis32": ("diffc", {"max_bytes": 40, "num_inference_steps": 2, "channel": "trellis32"}, {"reconstruction": "denoised"}),
-    "diffc, poisson": ("diffc", {"max_bytes": 60, "num_inference_steps": 2, "channel": "poisson"}, {"reconstruction": "denoised"}),
+    "diffc": ("diffc", {"max_bytes": 120, "num_coding_steps": 3, "prompt": "abc"}, {"num_inference_steps": 2}),
+    "diffc, fidelity": ("diffc", {"fidelity": 0.4, "num_coding_steps": 3}, {"reconstruction": "denoised"}),
+    "diffc, checked": ("diffc", {"max_bytes": 2000, "num_coding_steps": 3}, {"reconstruction": "denoised"}),
+    "diffc, trellis32": ("diffc", {"max_bytes": 40, "num_coding_steps": 2, "coder": "trellis32"}, {"reconstruction": "denoised"}),
+    "diffc, poisson": ("diffc", {"max_bytes": 60, "num_coding_steps": 2, "coder": "poisson"}, {"reconstruction": "denoised"}),
     "relic": ("relic", {"max_bytes": 120, "prompt": "abc"}, {"num_inference_steps": 2, "realism": 0.5}),
     "relic, adaptive": ("relic", {"max_bytes": 120, "entropy_model": "adaptive", "rounding": "plain"}, {"num_inference_steps": 1}),
-    "embedded model": ("embedded", {"max_bytes": 60, "num_inference_steps": 3}, {"reconstruction": "denoised"}),
+    "embedded model": ("embedded", {"max_bytes": 60, "num_coding_steps": 3}, {"reconstruction": "denoised"}),
     "perco": ("perco", {"prompt": "abc"}, {"num_inference_steps": 2}),
 }
 

@@ -125,7 +125,7 @@ def expected(world, photo):
         pipe = CLASSES[codec].from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
         options = {"max_bytes": 100} if codec != "perco" else {}
-        options |= {"num_inference_steps": 2} if codec == "diffc" else {}
+        options |= {"num_coding_steps": 2} if codec == "diffc" else {}
         return pipe.compress(photo, **options).bitstreams[0].hex()
 
     return {(codec, True): coded(codec, world / "saved" / codec) for codec in CLASSES} | {

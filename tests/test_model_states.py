@@ -131,7 +131,7 @@ def world(tmp_path_factory, photo):
     def of(state):
         pipe = STATES[state][1](folder)
         pipe.set_progress_bar_config(disable=True)
-        data = pipe.compress(photo, max_bytes=200, num_inference_steps=2, prompt="abc").bitstreams[0]
+        data = pipe.compress(photo, max_bytes=200, num_coding_steps=2, prompt="abc").bitstreams[0]
         return pipe, data, picture(pipe, data)
 
     return of

@@ -283,7 +283,7 @@ def test_files_of_other_codecs_are_refused(pipe, coded, tiny_sd_folder, photo):
     with pytest.raises(WrongModel, match="PerCoPipeline"):
         relic.decompress(coded)
     with pytest.raises(WrongModel, match="RelicPipeline"):
-        pipe.decompress(relic.compress(photo, quality=0.5).bitstreams[0])
+        pipe.decompress(relic.compress(photo, fidelity=0.5).bitstreams[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- loading, saving
@@ -357,8 +357,8 @@ def test_the_command_line(pipe, photo, coded, tmp_path, monkeypatch, capsys):
     assert cli.main(["decode", "photo.dfc", "again.png", "--model", "model", "--device", "cpu", "--steps", "2"]) == 0
     with Image.open("again.png") as image:
         assert np.abs(np.asarray(image) / 255 - decoded(pipe, coded, num_inference_steps=2)).max() < 2.01 / 255
-    assert cli.main(["encode", "photo.png", "other.dfc", *perco, "--quality", "0.5"]) == 2
-    assert "--quality: perco has no such option" in capsys.readouterr().err
+    assert cli.main(["encode", "photo.png", "other.dfc", *perco, "--fidelity", "0.5"]) == 2
+    assert "--fidelity: perco has no such option" in capsys.readouterr().err
 
 
 def test_whole_datasets(pipe, photo, tmp_path):

@@ -78,7 +78,7 @@ def test_registering_twice_wraps_save_once(registered):
 
 def test_file_objects_copies_and_other_modes(registered, photo):
     buffer = io.BytesIO()
-    photo.convert("L").save(buffer, "DFC", max_bytes=60, num_inference_steps=2)
+    photo.convert("L").save(buffer, "DFC", max_bytes=60, num_coding_steps=2)
     assert len(buffer.getvalue()) <= 60
     image = Image.open(buffer)
     assert image.copy().size == image.resize((96, 64)).size == photo.size
@@ -86,7 +86,7 @@ def test_file_objects_copies_and_other_modes(registered, photo):
 
 
 def test_the_model_is_called_when_pixels_are_wanted(registered, photo, monkeypatch):
-    data = registered["diffc"].compress(photo, max_bytes=60, num_inference_steps=2).bitstreams[0]
+    data = registered["diffc"].compress(photo, max_bytes=60, num_coding_steps=2).bitstreams[0]
     calls, decompress = [], DiffCPipeline.decompress
     monkeypatch.setattr(DiffCPipeline, "decompress", lambda *args, **options: calls.append(1) or decompress(*args, **options))
     image = Image.open(io.BytesIO(data))
@@ -97,7 +97,7 @@ def test_the_model_is_called_when_pixels_are_wanted(registered, photo, monkeypat
 
 
 def test_pillows_size_limits_hold(registered, photo, monkeypatch):
-    data = registered["diffc"].compress(photo, max_bytes=60, num_inference_steps=2).bitstreams[0]
+    data = registered["diffc"].compress(photo, max_bytes=60, num_coding_steps=2).bitstreams[0]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.width * photo.height - 1)
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(io.BytesIO(data))
@@ -110,7 +110,7 @@ def test_pillows_size_limits_hold(registered, photo, monkeypatch):
 
 
 def test_errors(registered, photo, tiny_sd_folders, monkeypatch):
-    data = registered["diffc"].compress(photo, max_bytes=60, num_inference_steps=2).bitstreams[0]
+    data = registered["diffc"].compress(photo, max_bytes=60, num_coding_steps=2).bitstreams[0]
     with pytest.raises(Corrupt):
         Image.open(io.BytesIO(data[:-1] + bytes([data[-1] ^ 1]))).load()
     with pytest.raises(ValueError, match="codec must be one of diffc, relic"):

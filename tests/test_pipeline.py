@@ -17,7 +17,7 @@ from diffusers_compress.diffusion.schedule import from_scheduler
 from diffusers_compress.diffusion.solvers import DDIM_SOLVERS, NATIVE_SOLVERS, REFUSED
 
 CLASSES = {"diffc": DiffCPipeline, "relic": RelicPipeline}
-FAST = {"diffc": {"num_inference_steps": 3}, "relic": {}}  # of `compress`
+FAST = {"diffc": {"num_coding_steps": 3}, "relic": {}}  # of `compress`
 # Schedulers with the levels of Stable Diffusion under their own names
 SHARE_THE_LEVELS = sorted((set(NATIVE_SOLVERS) | set(DDIM_SOLVERS) | set(REFUSED)) - {"CogVideoXDDIMScheduler"})
 
@@ -113,7 +113,7 @@ def test_both_ends_have_a_progress_bar(codec, tiny_sd_folder, photo, capsys):
 
 def test_a_generator_for_each_picture(tiny_sd_folder, photo):
     pipe = load("diffc", tiny_sd_folder)
-    data = pipe.compress(photo, max_bytes=60, num_inference_steps=2).bitstreams[0]
+    data = pipe.compress(photo, max_bytes=60, num_coding_steps=2).bitstreams[0]
     options = {"reconstruction": "ancestral", "num_inference_steps": 3, "output_type": "np"}
 
     def draw(*seeds):
@@ -227,7 +227,7 @@ def test_every_scheduler_of_diffusers_is_known_or_told(tiny_sd_folder):
 def test_examples_of_the_docstrings(codec):
     pipeline = CLASSES[codec]
     (example,) = [
-        test for test in doctest.DocTestFinder(recurse=False).find(pipeline.__call__, "call", globs={}) if test.examples
+        test for test in doctest.DocTestFinder(recurse=False).find(pipeline, "class", globs={}) if test.examples
     ]
     assert doctest.DocTestRunner().run(example).failed == 0
 

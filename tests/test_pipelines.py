@@ -23,7 +23,7 @@ from diffusers_compress.errors import BitstreamError
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import Limits
 
-RATES = [{"target_bpp": 0.25}, {"max_bytes": 200}, {"quality": 0.7}]
+RATES = [{"target_bpp": 0.25}, {"max_bytes": 200}, {"fidelity": 0.7}]
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -98,7 +98,7 @@ def test_the_receiver_ends_where_the_sender_did(informed, photo, monkeypatch, ch
     ends = []
     reverse = DiffCPipeline.reverse
     monkeypatch.setattr(DiffCPipeline, "reverse", lambda self, *args: ends.append(reverse(self, *args)) or ends[-1])
-    data = informed.compress(photo, max_bytes=150, channel=channel).bitstreams
+    data = informed.compress(photo, max_bytes=150, coder=channel).bitstreams
     informed.decompress(data, reconstruction="denoised")
     (x_sent, t_sent), (x_received, t_received) = ends[0][0], ends[1][0]
     # Of the last steps the Poisson channel may give some back.
@@ -111,8 +111,8 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
     with torch.no_grad():
         x_0 = pipe.encode_picture(images.to_tensor(photo)[0][None])
     errors = []
-    for quality in (0.7, 0.85, 0.95):
-        data = pipe.compress(photo, quality=quality).bitstreams[0]
+    for fidelity in (0.7, 0.85, 0.95):
+        data = pipe.compress(photo, fidelity=fidelity).bitstreams[0]
         _, parameters, messages, _ = diffc_format.read_file(data)
         receiver = loop.Receiver(noise, parameters, messages)
         with torch.no_grad():
@@ -127,7 +127,7 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
 def test_more_room_than_a_picture_needs(pipe, photo, size, max_bytes):
     """The stream then ends at t = 0, as near to x_0 as anywhere, in a smaller file."""
     noise, picture = from_pure_noise(from_scheduler(pipe.scheduler)), photo.resize(size)
-    data = pipe.compress(picture, max_bytes=max_bytes, num_inference_steps=4).bitstreams[0]
+    data = pipe.compress(picture, max_bytes=max_bytes, num_coding_steps=4).bitstreams[0]
     assert len(data) < max_bytes / 2
     _, parameters, messages, _ = diffc_format.read_file(data)
     with torch.no_grad():
@@ -142,11 +142,11 @@ def test_more_room_than_a_picture_needs(pipe, photo, size, max_bytes):
 @pytest.mark.parametrize("channel, slack", [("trellis", 2), ("trellis32", 2), ("poisson", 25)])
 def test_files_fill_their_size_and_never_exceed_it(pipe, photo, channel, slack):
     for max_bytes in (48, 90, 133) if channel == "trellis" else (90,):
-        data = pipe.compress(photo, max_bytes=max_bytes, channel=channel).bitstreams[0]
+        data = pipe.compress(photo, max_bytes=max_bytes, coder=channel).bitstreams[0]
         assert max_bytes - slack <= len(data) <= max_bytes
-        assert describe(data)["channel"] == channel
+        assert describe(data)["coder"] == channel
     # 120 bytes
-    assert 120 - slack <= len(pipe.compress(photo, target_bpp=0.15625, channel=channel).bitstreams[0]) <= 120
+    assert 120 - slack <= len(pipe.compress(photo, target_bpp=0.15625, coder=channel).bitstreams[0]) <= 120
 
 
 @pytest.fixture
@@ -161,24 +161,24 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("steps", [1, 4, 12])
 def test_compress_calls_the_network_once_for_each_of_its_steps_but_the_first(pipe, photo, calls, steps):
     """Pure noise is no level of these models."""
-    data = pipe.compress(photo, max_bytes=200, num_inference_steps=steps).bitstreams[0]
+    data = pipe.compress(photo, max_bytes=200, num_coding_steps=steps).bitstreams[0]
     assert calls == [1] * (steps - 1) and describe(data)["steps"] == steps
     assert 198 <= len(data) <= 200
 
 
 def test_tiny_files_have_fewer_steps(pipe, photo, calls):
-    data = pipe.compress(photo, max_bytes=50, num_inference_steps=12).bitstreams[0]
+    data = pipe.compress(photo, max_bytes=50, num_coding_steps=12).bitstreams[0]
     assert describe(data)["steps"] <= len(calls) + 1 < 12
     # of at least MIN_BUDGET bits each
     assert min(describe(data)["budgets"][:-1]) >= MIN_BUDGET
 
 
-def test_quality_is_the_timestep_where_the_stream_ends(informed, photo):
+def test_fidelity_is_the_timestep_where_the_stream_ends(informed, photo):
     noise = from_pure_noise(from_scheduler(informed.scheduler))
     sizes = []
-    for quality in (0.3, 0.6, 0.9):
-        _, parameters, _, _ = diffc_format.read_file(informed.compress(photo, quality=quality).bitstreams[0])
-        wanted, end = round((1 - quality) * 999), timesteps_of(noise, parameters)[-1]
+    for fidelity in (0.3, 0.6, 0.9):
+        _, parameters, _, _ = diffc_format.read_file(informed.compress(photo, fidelity=fidelity).bitstreams[0])
+        wanted, end = round((1 - fidelity) * 999), timesteps_of(noise, parameters)[-1]
         # within what the last stride's four digits can say
         assert 0 <= noise.ratio[wanted] - noise.ratio[end] <= parameters.strides[-1] / 8 / STRIDE_UNIT
         sizes.append(sum(parameters.budgets))
@@ -200,7 +200,7 @@ def test_overhead_counts_a_long_prompt(length):
 @pytest.mark.parametrize("size", [(1, 1), (65, 65), (317, 211), (512, 97), (1, 700), (700, 1)])
 def test_any_size_comes_back(pipe, size):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    data = pipe.compress(picture, max_bytes=60, num_inference_steps=2).bitstreams[0]
+    data = pipe.compress(picture, max_bytes=60, num_coding_steps=2).bitstreams[0]
     assert len(data) <= 60
     assert pipe.decompress(data, reconstruction="denoised").images[0].size == size
 
@@ -238,7 +238,7 @@ def test_arrays_and_tensors_give_the_bytes_of_the_picture(pipe, photo, coded):
 def test_lists_go_through_the_network_together(pipe, photo, calls):
     """Two sizes, two batches; prompts of their own; each picture decodes as it would alone."""
     small = photo.crop((0, 0, 96, 48))
-    out = pipe.compress([photo, small, photo], max_bytes=120, prompt=["", "a house", "clouds"], num_inference_steps=4)
+    out = pipe.compress([photo, small, photo], max_bytes=120, prompt=["", "a house", "clouds"], num_coding_steps=4)
     assert calls == [2] * 3 + [1] * 3
     assert [describe(data)["prompt"] for data in out.bitstreams] == ["", "a house", "clouds"]
 
@@ -254,7 +254,7 @@ def test_lists_go_through_the_network_together(pipe, photo, calls):
 
 
 def test_reconstructions(pipe, photo):
-    coded = pipe.compress(photo, quality=0.3).bitstreams[0]
+    coded = pipe.compress(photo, fidelity=0.3).bitstreams[0]
     flow, preview = latent(pipe, coded), latent(pipe, coded, reconstruction="denoised")
     draws = [latent(pipe, coded, reconstruction="ancestral", generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert_same(draws[0], draws[1])
@@ -281,7 +281,7 @@ def test_guidance_moves_the_picture_only_with_a_prompt(pipe, photo, coded):
 
 @pytest.mark.parametrize("channel", CHANNEL_NUMBERS)
 def test_every_prefix_decodes_to_its_whole_steps(pipe, photo, channel):
-    data = pipe.compress(photo, max_bytes=100, channel=channel).bitstreams[0]
+    data = pipe.compress(photo, max_bytes=100, coder=channel).bitstreams[0]
     _, offset = container.read_header(data)
     present = []
     for length in range(offset, len(data) + 1):
@@ -380,15 +380,15 @@ def test_damage_is_told(pipe, coded):
     "arguments, words",
     [
         ({}, "exactly one"),
-        ({"target_bpp": 0.5, "quality": 0.5}, "exactly one.*target_bpp, quality"),
+        ({"target_bpp": 0.5, "fidelity": 0.5}, "exactly one.*target_bpp, fidelity"),
         ({"target_bpp": 0}, "target_bpp must be above 0"),
-        ({"quality": 1.5}, "quality.*1.5"),
+        ({"fidelity": 1.5}, "fidelity.*1.5"),
         ({"max_bytes": 10}, "may take 10 bytes"),
-        ({"quality": 0.5, "num_inference_steps": 0}, "num_inference_steps.*0"),
-        ({"quality": 0.5, "num_inference_steps": 257}, "num_inference_steps.*257"),
-        ({"quality": 0.5, "channel": "dither"}, "channel.*dither"),
-        ({"quality": 0.5, "prompt": ["a", "b"]}, "2 prompts"),
-        ({"quality": 0.5, "prompt": "x" * 5000}, "prompt"),
+        ({"fidelity": 0.5, "num_coding_steps": 0}, "num_coding_steps.*0"),
+        ({"fidelity": 0.5, "num_coding_steps": 257}, "num_coding_steps.*257"),
+        ({"fidelity": 0.5, "coder": "dither"}, "coder.*dither"),
+        ({"fidelity": 0.5, "prompt": ["a", "b"]}, "2 prompts"),
+        ({"fidelity": 0.5, "prompt": "x" * 5000}, "prompt"),
     ],
 )
 def test_wrong_arguments_of_compress(pipe, photo, arguments, words):
@@ -480,7 +480,7 @@ def test_a_receiver_tells_how_far_its_latent_drifted(pipe, monkeypatch):
     """Files of some size carry a check of the sender's last x_t; small ones do not spend bytes on it."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8))
     options = {"reconstruction": "denoised", "output_type": "np"}
-    small, data = (pipe.compress(picture, max_bytes=size, num_inference_steps=3).bitstreams[0] for size in (1999, 2000))
+    small, data = (pipe.compress(picture, max_bytes=size, num_coding_steps=3).bitstreams[0] for size in (1999, 2000))
     assert diffc_format.read_file(small)[1].check is None and diffc_format.read_file(data)[1].check is not None
     out = pipe.decompress([small, data, data[:1000]], **options)
     assert out.drift == [None, pytest.approx(0, abs=0.06), None]
@@ -516,7 +516,7 @@ def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):
 def test_no_symbol_depends_on_a_networks_float(informed, photo, monkeypatch):
     """A network whose every output is off by 1e-3: the file still parses and decodes, to nearly the same picture."""
     for channel in CHANNEL_NUMBERS:
-        data = informed.compress(photo, max_bytes=150, channel=channel).bitstreams[0]
+        data = informed.compress(photo, max_bytes=150, coder=channel).bitstreams[0]
         seen, transmit = [], loop.Receiver.transmit
         keep = lambda *args: seen.append((args[1], args[3], args[4])) or transmit(*args)  # noqa: E731
         with monkeypatch.context() as patch:

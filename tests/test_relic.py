@@ -31,7 +31,7 @@ from diffusers_compress.errors import BitstreamError
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import Limits
 
-RATES = [{"target_bpp": 2.0}, {"max_bytes": 700}, {"quality": 0.9}]
+RATES = [{"target_bpp": 2.0}, {"max_bytes": 700}, {"fidelity": 0.9}]
 
 
 def load(folder, **options):
@@ -119,7 +119,7 @@ def test_calling_the_pipeline_is_compress_and_decompress(pipe, photo, coded):
 
 def test_compress_does_not_call_the_network(pipe, photo, monkeypatch):
     monkeypatch.setattr(RelicPipeline, "predict", None)
-    data = pipe.compress(photo, quality=0.9).bitstreams[0]
+    data = pipe.compress(photo, fidelity=0.9).bitstreams[0]
     assert pipe.decompress(data, realism=0).images[0].size == photo.size
 
 
@@ -127,7 +127,7 @@ def test_compress_does_not_call_the_network(pipe, photo, monkeypatch):
 def test_any_size_comes_back(pipe, trained, size):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     for each in (pipe, trained):
-        data = each.compress(picture, quality=0.9).bitstreams[0]
+        data = each.compress(picture, fidelity=0.9).bitstreams[0]
         assert each.decompress(data, num_inference_steps=1).images[0].size == size
 
 
@@ -186,7 +186,7 @@ def test_plain_rounding_tells_its_own_error(pipe, photo):
 def test_timestep_matches_the_step_width(pipe, photo):
     noise = from_scheduler(pipe.scheduler)
     for t in (5, 60, 200, 400):
-        facts = describe(pipe.compress(photo, quality=1 - t / 999).bitstreams[0])
+        facts = describe(pipe.compress(photo, fidelity=1 - t / 999).bitstreams[0])
         assert abs(facts["timestep"] - t) <= 1
         assert facts["step"] ** 2 / 12 == pytest.approx(float(noise.snr[t]) ** -1, rel=0.02)
 
@@ -345,7 +345,7 @@ def test_psnr_rises_with_the_rate(embedded, portrait):
 
 def test_denoising_takes_the_quantization_noise_away(embedded, portrait):
     """At a coarse step the denoised picture is nearer than the noisy latent shown as it is."""
-    data = embedded.compress(portrait, quality=0.85).bitstreams[0]
+    data = embedded.compress(portrait, fidelity=0.85).bitstreams[0]
     header, parameters, payload = read_file(data)
     noise = from_scheduler(embedded.scheduler)
     y_hat, _ = embedded.read_latent(parameters, payload, embedded.latent_shape(256, 256), noise)
@@ -453,14 +453,14 @@ def test_the_command_line_takes_the_codec(photo, tiny_sd_folder, tmp_path, capsy
     "arguments, words",
     [
         ({}, "exactly one"),
-        ({"target_bpp": 0.5, "quality": 0.5}, "exactly one.*target_bpp, quality"),
+        ({"target_bpp": 0.5, "fidelity": 0.5}, "exactly one.*target_bpp, fidelity"),
         ({"target_bpp": 0}, "target_bpp must be above 0"),
-        ({"quality": 1.5}, "quality.*1.5"),
+        ({"fidelity": 1.5}, "fidelity.*1.5"),
         ({"max_bytes": 10}, "may take 10 bytes"),
-        ({"quality": 0.5, "rounding": "none"}, "rounding.*none"),
-        ({"quality": 0.5, "entropy_model": "hyperprior"}, "entropy_model.*adaptive"),
-        ({"quality": 0.5, "prompt": ["a", "b"]}, "2 prompts"),
-        ({"quality": 0.5, "prompt": "x" * 5000}, "prompt"),
+        ({"fidelity": 0.5, "rounding": "none"}, "rounding.*none"),
+        ({"fidelity": 0.5, "entropy_model": "hyperprior"}, "entropy_model.*adaptive"),
+        ({"fidelity": 0.5, "prompt": ["a", "b"]}, "2 prompts"),
+        ({"fidelity": 0.5, "prompt": "x" * 5000}, "prompt"),
     ],
 )
 def test_wrong_arguments_of_compress(pipe, photo, arguments, words):

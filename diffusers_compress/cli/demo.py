@@ -9,7 +9,7 @@ from diffusers_compress.cli.encode import encode
 from diffusers_compress.cli.options import (
     ENCODING,
     Bpp,
-    Channel,
+    Coder,
     Device,
     Dtype,
     Folder,
@@ -20,7 +20,7 @@ from diffusers_compress.cli.options import (
     Photo,
     Preview,
     Prompt,
-    Quality,
+    Fidelity,
     Reconstruction,
     Seed,
     Steps,
@@ -42,9 +42,9 @@ def demo_command(
     folder: Folder = Path("demo"),
     bpp: Bpp = None,
     max_bytes: MaxBytes = None,
-    quality: Quality = None,
+    fidelity: Fidelity = None,
     prompt: Prompt = None,
-    channel: Channel = None,
+    coder: Coder = None,
     reconstruction: Reconstruction = None,
     preview: Preview = False,
     steps: Steps = None,
@@ -56,9 +56,9 @@ def demo_command(
     force: Force = False,
 ):
     """A photo to a file and back: writes the file, the decoded picture and both pictures side by side; again over those of before."""
-    if (bpp, max_bytes, quality) == (None, None, None):
+    if (bpp, max_bytes, fidelity) == (None, None, None):
         bpp = DEMO_BPP
-    options = {"--prompt": prompt, "--channel": channel, **given_rates(DEFAULT, bpp, max_bytes, quality)}
+    options = {"--prompt": prompt, "--coder": coder, **given_rates(DEFAULT, bpp, max_bytes, fidelity)}
     photo = photo or demo_photo()
     targets = coded, decoded, both = [folder / (photo.stem + suffix) for suffix in (".dfc", ".decoded.png", ".side_by_side.png")]
     force = force or all(target.is_file() for target in targets)  # all three together are an earlier demo's

@@ -8,7 +8,7 @@ from diffusers_compress.cli.options import (
     ENCODING,
     Bpp,
     Captioner,
-    Channel,
+    Coder,
     CodecName,
     Device,
     Dtype,
@@ -19,7 +19,7 @@ from diffusers_compress.cli.options import (
     Options,
     Preset,
     Prompt,
-    Quality,
+    Fidelity,
     Source,
     Target,
     arguments_of,
@@ -39,9 +39,9 @@ def encode_command(
     target: Target,
     bpp: Bpp = None,
     max_bytes: MaxBytes = None,
-    quality: Quality = None,
+    fidelity: Fidelity = None,
     prompt: Prompt = None,
-    channel: Channel = None,
+    coder: Coder = None,
     codec: CodecName = DEFAULT,
     preset: Preset = None,
     captioner: Captioner = None,
@@ -52,9 +52,9 @@ def encode_command(
     dtype: Dtype = "float32",
     force: Force = False,
 ):
-    """Compress a picture. Give exactly one of --bpp, --max-bytes and --quality, or none where the model decides the rate."""
-    options = {"--prompt": prompt, "--channel": channel, "--captioner": captioner, "--seed": seed}
-    options |= given_rates(codec, bpp, max_bytes, quality)
+    """Compress a picture. Give exactly one of --bpp, --max-bytes and --fidelity, or none where the model decides the rate."""
+    options = {"--prompt": prompt, "--coder": coder, "--captioner": captioner, "--seed": seed}
+    options |= given_rates(codec, bpp, max_bytes, fidelity)
     check_preset(codec, preset)
     check_target(target, source, force)
     image = open_picture(source)

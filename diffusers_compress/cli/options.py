@@ -33,9 +33,9 @@ Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one,
 Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the network's weights.")]
 Bpp = Annotated[float | None, typer.Option(help="Bits per pixel not to exceed.")]
 MaxBytes = Annotated[int | None, typer.Option(help="File size not to exceed.")]
-Quality = Annotated[float | None, typer.Option(help="How far down the noise the stream goes, above 0 and up to 1.")]
+Fidelity = Annotated[float | None, typer.Option(help="How far down the noise the stream goes, above 0 and up to 1.")]
 Prompt = Annotated[str | None, typer.Option(help="What the picture shows; stored in the file.")]
-Channel = Annotated[
+Coder = Annotated[
     Literal["trellis", "trellis32", "poisson"] | None,
     typer.Option(
         show_default="trellis", help="trellis32: slower, files 3 to 4 % smaller. poisson is the published coder, for comparison."
@@ -113,8 +113,8 @@ Anew = Annotated[bool, typer.Option("--force", help="Begin anew, also in a folde
 
 
 # Option -> argument of `compress` and of `decompress`.
-RATES = {"--bpp": "target_bpp", "--max-bytes": "max_bytes", "--quality": "quality"}
-ENCODING = RATES | {"--prompt": "prompt", "--channel": "channel", "--captioner": "captioner", "--seed": "seed"}
+RATES = {"--bpp": "target_bpp", "--max-bytes": "max_bytes", "--fidelity": "fidelity"}
+ENCODING = RATES | {"--prompt": "prompt", "--coder": "coder", "--captioner": "captioner", "--seed": "seed"}
 DECODING = {
     "--reconstruction": "reconstruction",
     "--realism": "realism",
@@ -124,17 +124,17 @@ DECODING = {
 }
 
 
-def given_rates(codec: str, bpp: float | None, max_bytes: int | None, quality: float | None) -> dict[str, float]:
+def given_rates(codec: str, bpp: float | None, max_bytes: int | None, fidelity: float | None) -> dict[str, float]:
     """The rates that were given, by option; UsageError unless they are as many as the codec takes, and in range."""
-    given = {option: rate for option, rate in zip(RATES, (bpp, max_bytes, quality)) if rate is not None}
+    given = {option: rate for option, rate in zip(RATES, (bpp, max_bytes, fidelity)) if rate is not None}
     kind, names = CODECS[codec].rate, ", ".join(given) or "none"
     if kind == "required" and len(given) != 1:
         raise UsageError(f"give exactly one of {', '.join(RATES)}; given: {names}")
     if kind == "cap" and len(given) > 1:
         raise UsageError(f"give at most one of {', '.join(RATES)} to {codec}; given: {names}")
     for option, rate in given.items():
-        if not rate > 0 or (option == "--quality" and rate > 1):
-            raise UsageError(f"{option} must be above 0{' and at most 1' if option == '--quality' else ''}, not {rate}")
+        if not rate > 0 or (option == "--fidelity" and rate > 1):
+            raise UsageError(f"{option} must be above 0{' and at most 1' if option == '--fidelity' else ''}, not {rate}")
     return given
 
 

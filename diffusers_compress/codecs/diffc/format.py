@@ -142,7 +142,7 @@ def describe(data, limits=DEFAULT_LIMITS):
     header, parameters, form, payload, complete = read_parts(data, limits)
     return {
         "codec": "DiffC",
-        "channel": next(name for name, number in CHANNEL_NUMBERS.items() if number == parameters.channel),
+        "coder": next(name for name, number in CHANNEL_NUMBERS.items() if number == parameters.channel),
         "width": header.width,
         "height": header.height,
         "bytes": len(data),
