@@ -177,10 +177,10 @@ def test_limits_can_be_raised_and_lowered(run, coded, tiny_sd_folder, tmp_path):
 def test_notes_of_the_decoding_are_told(run, coded, tiny_sd_folder, tmp_path, monkeypatch):
     decompress = DiffCPipeline.decompress
 
-    def drifted(*arguments, **options):
-        return decompress(*arguments, **options) | {"notes": [["the latent drifted"]]}
+    def noted(*arguments, **options):
+        return SimpleNamespace(images=decompress(*arguments, **options).images, notes=[["the latent drifted"]])
 
-    monkeypatch.setattr(DiffCPipeline, "decompress", lambda *args, **options: SimpleNamespace(**drifted(*args, **options)))
+    monkeypatch.setattr(DiffCPipeline, "decompress", noted)
     _, out, _ = run("decode", coded, tmp_path / "o.png", "--preview", "--model", tiny_sd_folder, *SETTINGS)
     assert out[0] == "note: the latent drifted"
 
