@@ -8,6 +8,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from fork_server import ForkServer
 from PIL import Image
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True)
@@ -25,6 +26,14 @@ def pytest_collection_modifyitems(items):
 def seed():
     """Tests that draw see the same numbers each time, alone or among others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def python():
+    """`python.run(["-c", ...])` is a second process, as `subprocess.run([sys.executable, "-c", ...])` is, but starts at once."""
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

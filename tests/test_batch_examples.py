@@ -5,8 +5,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -27,13 +25,15 @@ def load(name):
     return module
 
 
-def run(name, *arguments):
-    """What the example prints, in a process of its own."""
+@pytest.fixture
+def run(python):
+    """run(name, *arguments): what the example prints, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
-    result = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+
+    def run(name, *arguments):
+        return python.run([ROOT / "examples" / f"{name}.py", *arguments], env=environment, check=True, text=True).stdout
+
+    return run
 
 
 def members(path):
@@ -68,7 +68,7 @@ def test_the_ray_stage_gives_the_pipelines_files(photos, pipe, tiny_sd_folder):
 
 
 @pytest.mark.slow
-def test_ray_data_from_a_folder_to_shards(photos, pipe, tiny_sd_folder, tmp_path):
+def test_ray_data_from_a_folder_to_shards(photos, pipe, tiny_sd_folder, tmp_path, run):
     pytest.importorskip("ray")
     text = run("ray_data", photos, tmp_path / "shards", "--bpp", 0.4, "--model", tiny_sd_folder, "--batch-size", 3)
     assert "6 pictures; 1 failed" in text
@@ -113,7 +113,7 @@ def test_decoded_batches_are_the_middles_of_the_pictures(shard, pipe):
 
 
 @pytest.mark.slow
-def test_training_on_coded_shards(shard, tiny_sd_folder, tmp_path):
+def test_training_on_coded_shards(shard, tiny_sd_folder, tmp_path, run):
     pytest.importorskip("webdataset")
     options = ["--steps", 25, "--batch-size", 3, "--crop", 48, "--workers", 1, "--model", tiny_sd_folder, "--device", "cpu"]
     text = run("webdataset_train", shard[0], *options, "--save", tmp_path / "weights.pt")

@@ -185,18 +185,13 @@ def test_notes_of_the_decoding_are_told(run, coded, tiny_sd_folder, tmp_path, mo
     assert out[0] == "note: the latent drifted"
 
 
-def test_through_pipes(picture, tiny_sd_folder):
+def test_through_pipes(picture, tiny_sd_folder, python):
     """- is stdin and stdout; what is said goes to stderr."""
-    command = [sys.executable, "-m", "diffusers_compress.cli"]
+    command = ["-m", "diffusers_compress.cli"]
     options = ["--model", tiny_sd_folder, *SETTINGS]
-    encode = subprocess.run(
-        [*command, "encode", "-", "-", "--max-bytes", "150", *options],
-        check=True,
-        capture_output=True,
-        input=picture.read_bytes(),
-    )
+    encode = python.run([*command, "encode", "-", "-", "--max-bytes", "150", *options], check=True, input=picture.read_bytes())
     assert encode.stdout[:2].hex() == "dfc1" and len(encode.stdout) <= 150 and b"-: " in encode.stderr
-    decode = subprocess.run([*command, "decode", "-", "-", *options], check=True, capture_output=True, input=encode.stdout)
+    decode = python.run([*command, "decode", "-", "-", *options], check=True, input=encode.stdout)
     assert Image.open(BytesIO(decode.stdout)).size == (96, 64) and b"96x64" in decode.stderr
 
 
@@ -208,7 +203,7 @@ def test_a_full_disk_behind_stdout(coded):
     assert result.returncode == 1 and result.stderr == "error: No space left on device\n"
 
 
-def test_a_process_that_is_told_to_end_removes_what_it_began(picture, tmp_path):
+def test_a_process_that_is_told_to_end_removes_what_it_began(picture, tmp_path, python):
     program = (
         "import os, signal, sys, types\n"
         "from diffusers_compress.cli import loading, main\n"
@@ -217,8 +212,7 @@ def test_a_process_that_is_told_to_end_removes_what_it_began(picture, tmp_path):
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.exit(main())"
     )
-    command = [sys.executable, "-c", program, "encode", str(picture), str(tmp_path / "o.dfc"), "--bpp", "1"]
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    result = python.run(["-c", program, "encode", picture, tmp_path / "o.dfc", "--bpp", "1"])
     assert result.returncode == 128 + signal.SIGTERM and os.listdir(tmp_path) == []
 
 

@@ -1,7 +1,6 @@
 """Nothing that a program sets globally changes bytes, and nothing global is changed by us."""
 
 import random
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -150,13 +149,12 @@ def test_threads_share_a_pipeline(pipes, expected, photo, case, threads):
         assert np.abs(picture - expected[case][1]).max() <= 1
 
 
-def test_two_processes_share_a_folder(pipes, expected, photo, tmp_path, tiny_sd_folder):
+def test_two_processes_share_a_folder(pipes, expected, photo, tmp_path, tiny_sd_folder, python):
     photo.save(tmp_path / "photo.png")
     program = (
         "import sys; from PIL import Image; from diffusers_compress import DiffCPipeline;"
         "pipe = DiffCPipeline.from_pretrained(sys.argv[1]); pipe.set_progress_bar_config(disable=True);"
         f"print(pipe.compress(Image.open(sys.argv[2]), **{CASES['diffc'][1]}).bitstreams[0].hex())"
     )
-    command = [sys.executable, "-c", program, tiny_sd_folder, tmp_path / "photo.png"]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    assert [process.communicate()[0].strip() for process in running] == [expected["diffc"][0].hex()] * 2
+    running = [python.start(["-c", program, tiny_sd_folder, tmp_path / "photo.png"]) for _ in range(2)]
+    assert [process.communicate()[0].decode().strip() for process in running] == [expected["diffc"][0].hex()] * 2

@@ -1,7 +1,6 @@
 """PerCo: the contract of every codec, and what is its own."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -326,13 +325,13 @@ def test_a_file_decodes_in_narrower_types(pipe, coded, tmp_path, dtype):
     assert torch.equal(grid, narrow_grid) and caption == narrow_caption
 
 
-def test_decoding_in_another_process(tiny_sd_folder, photo, tmp_path):
+def test_decoding_in_another_process(tiny_sd_folder, photo, tmp_path, python):
     pipe = make(tiny_sd_folder)
     data = pipe.compress(photo, prompt=CAPTION).bitstreams[0]
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "photo.dfc").write_bytes(data)
     command = ["-m", "diffusers_compress.cli", "decode", "photo.dfc", "photo.png", "--model", "model", "--steps", "2"]
-    subprocess.run([sys.executable, *command], check=True, cwd=tmp_path, capture_output=True)
+    python.run(command, check=True, cwd=tmp_path)
     with Image.open(tmp_path / "photo.png") as image:
         assert np.abs(np.asarray(image) / 255 - decoded(pipe, data, num_inference_steps=2)).max() < 2.01 / 255
 

@@ -1,8 +1,6 @@
 """One contract for all codecs: a picture becomes a file that comes back at its own size, on every way that users take."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -305,7 +303,7 @@ def test_another_dtype_decodes_nearly_the_same(informed, photo, tmp_path):
         assert np.sqrt(np.mean((latent(other, data) - expected) ** 2)) < 0.05
 
 
-def test_a_second_process_decodes_the_same_picture(pipe, coded, tmp_path):
+def test_a_second_process_decodes_the_same_picture(pipe, coded, tmp_path, python):
     (tmp_path / "photo.dfc").write_bytes(coded)
     program = (
         "import sys; from diffusers_compress import DiffCPipeline\n"
@@ -313,7 +311,7 @@ def test_a_second_process_decodes_the_same_picture(pipe, coded, tmp_path):
         "pipe.decompress(open(sys.argv[2], 'rb').read()).images[0].save(sys.argv[3])"
     )
     paths = [pipe.config._name_or_path, tmp_path / "photo.dfc", tmp_path / "photo.png"]
-    subprocess.run([sys.executable, "-c", program, *map(str, paths)], check=True, capture_output=True)
+    python.run(["-c", program, *paths], check=True)
     here = np.asarray(pipe.decompress(coded).images[0], dtype=int)
     there = np.asarray(Image.open(tmp_path / "photo.png"), dtype=int)
     assert np.abs(here - there).max() <= 1

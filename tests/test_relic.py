@@ -1,8 +1,5 @@
 """Relic: the contract of every codec, and what is its own."""
 
-import subprocess
-import sys
-
 import diffusers
 import numpy as np
 import pytest
@@ -270,7 +267,7 @@ def test_every_type_decodes_the_same_symbols(trained, photo, dtype, tmp_path):
         assert np.sqrt(np.mean((decoded(other, data) - decoded(trained, data)) ** 2)) < 0.05
 
 
-def test_a_second_process_decodes_the_same(trained, photo, tmp_path):
+def test_a_second_process_decodes_the_same(trained, photo, tmp_path, python):
     trained.save_pretrained(tmp_path / "model")
     data = trained.compress(photo, max_bytes=600).bitstreams[0]
     (tmp_path / "photo.dfc").write_bytes(data)
@@ -280,7 +277,7 @@ def test_a_second_process_decodes_the_same(trained, photo, tmp_path):
         "pipe.decompress(open(sys.argv[2], 'rb').read(), realism=0).images[0].save(sys.argv[3])"
     )
     paths = [tmp_path / "model", tmp_path / "photo.dfc", tmp_path / "photo.png"]
-    subprocess.run([sys.executable, "-c", program, *map(str, paths)], check=True, capture_output=True)
+    python.run(["-c", program, *paths], check=True)
     here = np.asarray(trained.decompress(data, realism=0).images[0], dtype=int)
     assert np.abs(here - np.asarray(Image.open(tmp_path / "photo.png"), dtype=int)).max() <= 1
 

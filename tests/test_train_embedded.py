@@ -1,6 +1,7 @@
 """The scripts that make the embedded model: from pictures to a folder that codes, in seconds, and on from where they were killed."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -40,11 +41,13 @@ def pictures(tmp_path_factory, photo):
 
 
 @pytest.mark.slow
-def test_everything_is_made_anew_by_one_command(pictures, tmp_path):
+def test_everything_is_made_anew_by_one_command(pictures, tmp_path, python, monkeypatch):
     """The finished folder loads in both codecs, each with its own parts, and their files decode."""
-    command = [sys.executable, EXAMPLES / "retrain_embedded.py", "--photos", pictures, "--output", tmp_path, *TINY]
-    command = [*map(str, command), "--minutes", "0.05", "--perco-steps", "0"]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [EXAMPLES / "retrain_embedded.py", "--photos", pictures, "--output", tmp_path, *TINY]
+    command += ["--minutes", "0.05", "--perco-steps", "0"]
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    monkeypatch.setattr(subprocess, "run", python.run)  # the script runs one process after another
+    runpy.run_path(sys.argv[0], run_name="__main__")
     folder = tmp_path / "embedded" / "model"
     picture = Image.open(pictures / "0.png").crop((0, 0, 96, 64))
     for pipeline, parts in ((DiffCPipeline, ["variance_head"]), (RelicPipeline, ["hyperprior", "parameter_network"])):
@@ -58,7 +61,7 @@ def test_everything_is_made_anew_by_one_command(pictures, tmp_path):
     assert all(np.isfinite(row["loss"]) for row in rows)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
-    subprocess.run(command, check=True, capture_output=True)  # finds all of it done
+    runpy.run_path(sys.argv[0], run_name="__main__")  # finds all of it done
     assert weights.read_bytes() == before
 
 
