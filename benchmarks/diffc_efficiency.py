@@ -29,7 +29,7 @@ from diffusers_compress import DiffCPipeline, contract, embedded_model, images
 from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc import loop
 from diffusers_compress.codecs.diffc.rate import overhead
-from diffusers_compress.coding import index_payload
+from diffusers_compress.coding import index_payload, randomness
 from diffusers_compress.coding.channels import poisson
 from diffusers_compress.diffusion import equations, schedule
 from diffusers_compress.files import write_file
@@ -131,8 +131,8 @@ def published(pipe, image, targets, seed):
     def no_variance(x_t, x_0_hat, t):
         return torch.ones_like(x_t), torch.zeros_like(x_t)
 
-    walk = pipe.start(x_0.shape[1:], 1)
-    loop.reverse(noise, PublishedChannel(seed), walk, [sender], network, no_variance)
+    x_t = randomness.normals(x_0.numel(), randomness.START, device=x_0.device).view_as(x_0)
+    loop.reverse(noise, PublishedChannel(seed), x_t, [sender], network, no_variance)
     return points
 
 

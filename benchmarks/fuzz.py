@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["diffusers_compress"]):
     from diffusers_compress import contract
     from diffusers_compress.codecs.diffc import format as diffc_format
     from diffusers_compress.codecs.perco import format as perco_format
-    from diffusers_compress.codecs.perco.payload import decode_caption, unpack_payload
+    from diffusers_compress.codecs.perco.payload import unpack_payload
     from diffusers_compress.codecs.relic import format as relic_format
     from diffusers_compress.codecs.relic.quantizer import Quantizer
     from diffusers_compress.codecs.relic.symbols import EntropyModel
@@ -49,8 +49,7 @@ def read(data):
     elif header.codec == contract.PERCO:
         _, parameters, payload = perco_format.read_file(data, LIMITS)
         grid = tuple(-(-side // parameters.stride) for side in shape[1:])
-        caption = lambda decoder: decode_caption(parameters.caption, decoder, VOCABULARY, LIMITS)  # noqa: E731
-        unpack_payload(payload, parameters, grid, CODEBOOK, caption)
+        unpack_payload(payload, parameters, grid, CODEBOOK, VOCABULARY, LIMITS)
     else:
         _, parameters, *_ = diffc_format.read_file(data, LIMITS)
         assert diffc_format.Parameters.from_bytes(parameters.to_bytes()) == parameters

@@ -37,7 +37,8 @@ from diffusers import DDIMScheduler
 
 from diffusers_compress import contract
 from diffusers_compress.codecs.diffc import format as diffc_format
-from diffusers_compress.codecs.diffc import loop, reference
+from diffusers_compress.codecs.diffc import ends, loop, reference
+from diffusers_compress.codecs.diffc.rate import RateControl
 from diffusers_compress.coding import dct, index_payload, randomness
 from diffusers_compress.coding.channels import CHANNELS
 from diffusers_compress.diffusion import schedule
@@ -139,19 +140,19 @@ def code(noise, power, x_0, name, kind, steps, end_snr, seed):
     useful = float(torch.log2(1 + end_snr * power).sum()) / 2
     budget = diffc_format.nearest(channel.budget(useful / steps), diffc_format.BUDGET_DIGITS)
     header = container.Header(contract.DIFFC, 8 * power.shape[-1], 8 * power.shape[-2], bytes(4), b"")
-    sender = loop.Sender(noise, x_0, header, diffc_format.Parameters(number, budget), 0, steps, math.inf)
+    sender = ends.Sender(x_0, RateControl(noise, header, diffc_format.Parameters(number, budget), 0, steps, math.inf))
     sender.channel = channel
     x_0_hat = estimate(noise, power, channel, sender, kind, seed)
     if name == "perfect":
         return len(sender.messages), sum(sender.messages), 0, x_0_hat
     if name == "published":
-        payload = index_payload.pack(sender.messages, sender.parameters.budgets)
+        payload = index_payload.pack(sender.messages, sender.rate.parameters.budgets)
         return len(sender.messages), 8 * (len(payload) - index_payload.LENGTH_BYTES), 0, x_0_hat
 
     data = sender.file()
     header, parameters, messages, _ = diffc_format.read_file(data)
     side, payload = len(header.parameters), len(data) - container.overhead(header)
-    received = estimate(noise, power, channel, loop.Receiver(noise, parameters, messages), kind, seed)
+    received = estimate(noise, power, channel, ends.Receiver(noise, parameters, messages), kind, seed)
     if not torch.equal(received, x_0_hat):
         raise RuntimeError(f"the receiver's estimate differs: {name}, {steps} steps, source {seed}")
     return len(sender.messages), 8 * (payload + side), 8 * side, received

@@ -227,10 +227,9 @@ def drift_rows():
 
     from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images
     from diffusers_compress.cli.demo import demo_photo
-    from diffusers_compress.codecs.diffc import drift
-    from diffusers_compress.pipelines import diffc
+    from diffusers_compress.codecs.diffc import drift, rate
 
-    diffc.CHECKED_BYTES = 0
+    rate.CHECKED_BYTES = 0
     picture = images.open_image(demo_photo()).convert("RGB").crop((100, 20, 356, 276))
     ends, reverse = [], DiffCPipeline.reverse
     DiffCPipeline.reverse = lambda self, *args: ends.append(reverse(self, *args)) or ends[-1]

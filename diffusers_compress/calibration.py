@@ -33,7 +33,7 @@ def calibrate_latent(pipe: DiffusionPipeline, pictures: list) -> dict[str, list[
     """`calibration["latent"]` for a codec's pipeline, from pictures of any kind that it takes.
 
     `latent_statistics`, and at some step widths ("steps") the share of the quantization noise's standard deviation that the
-    denoiser should be told ("level"), so that the denoised pictures have as much texture as the autoencoder alone gives back: a
+    denoiser should assume ("level"), so that the denoised pictures have as much texture as the autoencoder alone gives back: a
     network takes away more than noise.
     """
     tensors = [pipe.pad(images.to_tensor(picture)[0][None]) for picture in pictures]
@@ -97,13 +97,13 @@ def calibrate_error(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> d
     timesteps = sorted({schedule.timestep_at(noise, ratio) for ratio in RATIOS}, reverse=True)
     sums = torch.zeros(len(timesteps), pipe.family.channels, reference.BANDS, dtype=torch.float64)
     counts = torch.zeros(reference.BANDS, dtype=torch.float64)
-    told = pipe.encode_prompt([""] * len(timesteps))
+    conditioning = pipe.encode_prompt([""] * len(timesteps))
     for picture in pictures:
         x_0 = pipe.encode_picture(pipe.pad(_middle(images.to_tensor(picture)[0])[None]))
         eps = torch.randn(len(timesteps), *x_0.shape[1:], generator=generator).to(x_0.device)
         levels = [noise.level(t) for t in timesteps]
         x_t = torch.cat([alpha * x_0 + sigma * e for (alpha, sigma), e in zip(levels, eps.split(1))])
-        outputs = pipe.predict(x_t, timesteps, told)
+        outputs = pipe.predict(x_t, timesteps, conditioning)
         band = reference.bands(*x_0.shape[-2:]).flatten()
         counts.index_add_(0, band, torch.ones(len(band), dtype=torch.float64))
         for total, x, output, t in zip(sums, x_t.split(1), outputs.split(1), timesteps):

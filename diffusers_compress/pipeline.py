@@ -4,13 +4,14 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
 from diffusers_compress import hub, images, loading
@@ -20,7 +21,8 @@ from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusi
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.fingerprint import fingerprint, has_adapters
 from diffusers_compress.format.container import Header
-from diffusers_compress.outputs import RoundTripOutput
+from diffusers_compress.format.limits import Limits
+from diffusers_compress.outputs import CompressOutput, RoundTripOutput
 
 # What a pipeline may lack: families differ in their components, and most models have none of ours.
 FAMILY_COMPONENTS = [
@@ -28,13 +30,18 @@ FAMILY_COMPONENTS = [
 ]
 
 
+Watch = Callable[[int, int, dict[str, Tensor]], None] | None
+
+
 def undisturbed(call: Callable) -> Callable:
-    """Keep autocast, gradients and a default device, which a program may have set, out of a call, lest they change bytes."""
+    """Keep autocast, gradients and a default device, which a program may have set, out of `compress` or `decompress`, lest they change
+    bytes; and let offloaded models go at its end, whatever that is."""
 
     @functools.wraps(call)
     def alone(self, *arguments, **options):
         kinds = {"cpu", self._execution_device.type}
         with ExitStack() as settings:
+            settings.callback(self.maybe_free_model_hooks)
             settings.enter_context(torch.no_grad())
             for kind in kinds:
                 if torch.is_autocast_enabled(kind):
@@ -44,28 +51,6 @@ def undisturbed(call: Callable) -> Callable:
             return call(self, *arguments, **options)
 
     return alone
-
-
-def watched(call: Callable) -> Callable:
-    """Let `callback_on_step_end`, an argument of `compress` or `decompress`, see each step of the call."""
-    signature = inspect.signature(call)
-
-    @functools.wraps(call)
-    def with_callback(self, *arguments, **options):
-        given = signature.bind(self, *arguments, **options)
-        given.apply_defaults()
-        callback, names = (given.arguments["callback_on_step_end" + end] for end in ("", "_tensor_inputs"))
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            names = callback.tensor_inputs
-        if unknown := set(names) - set(self._callback_tensor_inputs):
-            raise ValueError(f"a callback may have {self._callback_tensor_inputs}, not {sorted(unknown)}")
-        self._watch = callback, names
-        try:
-            return call(self, *arguments, **options)
-        finally:
-            self._watch = None, []
-
-    return with_callback
 
 
 def round_trip(codec: type) -> Callable:
@@ -95,7 +80,6 @@ class LatentCodecMixin:
     """For a `DiffusionPipeline` with a scheduler and the components of one of `families.FAMILIES`."""
 
     _callback_tensor_inputs = ["latents", "noise_pred"]
-    _watch = None, []  # callback, and what it is given
     _exclude_from_cpu_offload = ["hyperprior", "parameter_network", "hyper_encoder"]  # small, and read outside their forward
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
@@ -172,33 +156,92 @@ class LatentCodecMixin:
         """
         return hub.push(self, repo_id, license, pictures, rates, private, token, commit_message, create_pr, **options)
 
-    def run(self, walks: list[solvers.Walk], prompts: list[str], guidance_scale: float = 1.0) -> list:
-        """Let the walks of `solvers.run` share the network, each with its prompt."""
-        return self.with_network(lambda network: solvers.run(walks, network), prompts, guidance_scale)
+    # -------------------------------------------------------------------------------------------------- from pictures to files
 
-    def with_network(self, loop: Callable, prompts: list[str], guidance_scale: float = 1.0, beside: Tensor | None = None) -> list:
+    def read_pictures(self, image: PipelineImageInput, codec: int) -> tuple[list[Header], list[Tensor], list[list[str]]]:
+        """Of each picture the header without parameters, its samples [3, H, W] in [-1, 1], and what the codec does not carry."""
+        tensors, notes = zip(*map(images.to_tensor, images.as_list(image)))
+        identity = self.fingerprint()
+        headers = [Header(codec, x.shape[2], x.shape[1], identity, b"") for x in tensors]
+        return headers, list(tensors), list(notes)
+
+    def encode_groups(self, tensors: list[Tensor], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Pictures of like size, in batches: their indices i, and their scaled latents [B, C, h, w]."""
+        for group in groups_of(batch_size, [self.latent_shape(*x.shape[1:]) for x in tensors]):
+            yield group, torch.cat([self.encode_picture(self.pad(tensors[i])[None]) for i in group])
+
+    # -------------------------------------------------------------------------------------------------- from files to pictures
+
+    def read_files(
+        self, read: Callable, bitstreams: bytes | list[bytes], limits: Limits, allow_other_model: bool
+    ) -> tuple[list, list[list[str]]]:
+        """What read(data, limits) makes of each file, the header first, and notes on the files. BitstreamError by kind."""
+        files = [read(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
+        return files, self.check_model([header for header, *_ in files], allow_other_model)
+
+    def pictures_of(self, x: Tensor, headers: list[Header], output_type: str) -> list:
+        """Decoded samples [B, 3, H, W], about [-1, 1], as pictures of the files' own sizes."""
+        return [
+            images.to_output(images.crop(picture, header.height, header.width)[None], output_type)[0]
+            for picture, header in zip(x, headers)
+        ]
+
+    # ------------------------------------------------------------------------------------------------------------ the network
+
+    def watch(self, callback: Callable | None, names: list[str]) -> Watch:
+        """`callback_on_step_end` as a function of (number of the step, timestep, tensors); ValueError for names that it cannot have."""
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            names = callback.tensor_inputs
+        if unknown := set(names) - set(self._callback_tensor_inputs):
+            raise ValueError(f"a callback may have {self._callback_tensor_inputs}, not {sorted(unknown)}")
+        if callback is None:
+            return None
+
+        def look(step, timestep, tensors):  # both ends must hold the same x_t: what a callback returns counts for nothing
+            callback(self, step, timestep, {name: tensors[name].clone() for name in names})
+
+        return look
+
+    def run(
+        self,
+        walks: list[solvers.Walk],
+        prompts: list[str],
+        guidance_scale: float = 1.0,
+        watch: Watch = None,
+        extra_channels: Tensor | None = None,
+    ) -> list:
+        """Let the walks of `solvers.run` share the network, each with its prompt."""
+        return self.with_network(lambda network: solvers.run(walks, network), prompts, guidance_scale, watch, extra_channels)
+
+    def with_network(
+        self,
+        loop: Callable,
+        prompts: list[str],
+        guidance_scale: float = 1.0,
+        watch: Watch = None,
+        extra_channels: Tensor | None = None,
+    ) -> list:
         """loop(network), where network(x_t [B, C, h, w], t [B], i [B]) is the denoiser's output for pictures i, each with its prompt.
 
-        beside: further channels that the denoiser sees of each picture, guided or not.
+        extra_channels: that the denoiser sees of each picture beside x_t, guided or not.
         """
-        told = self.encode_prompt(prompts)
+        conditioning = self.encode_prompt(prompts)
         empty = self.encode_prompt([""] * len(prompts)) if guidance_scale > 1 and any(prompts) else None
-        callback, names = self._watch
         step = 0
         with self.progress_bar(total=0) as bar:
 
             def network(x_t, timesteps, active):
                 nonlocal step
-                seen = x_t if beside is None else torch.cat([x_t, beside[active]], 1)
-                output = self.predict(seen, timesteps, {name: rows[active] for name, rows in told.items()})
+                seen = x_t if extra_channels is None else torch.cat([x_t, extra_channels[active]], 1)
+                output = self.predict(seen, timesteps, {name: rows[active] for name, rows in conditioning.items()})
                 if empty is not None:
                     # Ho & Salimans 2022, classifier-free guidance
                     unguided = self.predict(seen, timesteps, {name: rows[active] for name, rows in empty.items()})
                     output = unguided + guidance_scale * (output - unguided)
+                check_finite(output, f"the model's output at timestep {max(timesteps)}")
                 bar.update()
-                if callback is not None:  # both ends must hold the same x_t: what it returns counts for nothing
-                    tensors = {"latents": x_t, "noise_pred": output}
-                    callback(self, step, max(timesteps), {name: tensors[name].clone() for name in names})
+                if watch is not None:
+                    watch(step, max(timesteps), {"latents": x_t, "noise_pred": output})
                 step += 1
                 return output
 
@@ -225,12 +268,12 @@ class LatentCodecMixin:
             )
         return noise
 
-    def predict(self, x_t: Tensor, timesteps: list[int], told: dict[str, Tensor]) -> Tensor:
+    def predict(self, x_t: Tensor, timesteps: list[int], conditioning: dict[str, Tensor]) -> Tensor:
         """The denoiser's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
-        return self.family.predict(x_t, timesteps, told)
+        return self.family.predict(x_t, timesteps, conditioning)
 
     def encode_prompt(self, prompts: list[str]) -> dict[str, Tensor]:
-        """What the denoiser is told of B prompts: tensors [B, ...] by name, for `predict`."""
+        """The denoiser's conditioning on B prompts: tensors [B, ...] by name, for `predict`."""
         return self.family.encode_prompt(prompts)
 
     def pad(self, x: Tensor) -> Tensor:
@@ -238,15 +281,17 @@ class LatentCodecMixin:
         return images.pad(x, self.vae_scale_factor * self.family.patch)
 
     def encode_picture(self, x: Tensor) -> Tensor:
-        """Padded pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, h, w] in float32: the mean, not a draw."""
-        return self.family.encode_picture(x)
+        """Padded pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, h, w] in float32: the mean, not a draw.
+
+        The autoencoder has one picture at a time: it takes most of the memory, and gains little from a batch.
+        """
+        x_0 = torch.cat([self.family.encode_picture(picture) for picture in x.split(1)])
+        return check_finite(x_0, "the autoencoder's output")
 
     def decode_latent(self, x_0: Tensor) -> Tensor:
-        """Scaled latents [B, C, h, w] to pictures [B, 3, H, W] in float32, about [-1, 1]."""
-        x = self.family.decode_latent(x_0)
-        if not x.isfinite().all():
-            raise ValueError("the model's output is not finite; load it with dtype float32 or bfloat16")
-        return x
+        """Scaled latents [B, C, h, w] to pictures [B, 3, H, W] in float32, about [-1, 1], one at a time."""
+        x = torch.cat([self.family.decode_latent(latent) for latent in x_0.split(1)])
+        return check_finite(x, "the model's output")
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[C, h, w] of a picture's latent."""
@@ -280,7 +325,7 @@ class LatentCodecMixin:
             found[name] = {token.content: number for number, token in added.items() if not token.special}
         return {name: words for name, words in found.items() if words}
 
-    def relatives(self) -> dict[bytes, str]:
+    def earlier_fingerprints(self) -> dict[bytes, str]:
         """Fingerprints that this model had before something was added to it -> words for that."""
         return {}
 
@@ -300,41 +345,30 @@ class LatentCodecMixin:
 
     def mismatch(self, header: Header, identity: bytes) -> str:
         """What a file was made with, what is here, and what to do."""
-        made_with, relatives = header.fingerprint, self.relatives()
+        made_with, earlier_fingerprints = header.fingerprint, self.earlier_fingerprints()
         here = f"this is model {identity.hex()}, with latents of {list(self.latent_shape(header.height, header.width))} here"
-        if made_with in relatives:
-            return f"the file was made with this model {relatives[made_with]} ({made_with.hex()}); {here}; load it so"
+        if made_with in earlier_fingerprints:
+            return f"the file was made with this model {earlier_fingerprints[made_with]} ({made_with.hex()}); {here}; load it so"
         return (
             f"the {name_of(header.codec)} file of {header.width}x{header.height} pixels was made with model {made_with.hex()}, {here}; "
             "`diffusers-compress info FILE --find FOLDER` looks for the right one; allow_other_model (--any-model) decodes to another picture"
         )
 
 
-def check_rate_and_prompts(target_bpp, max_bytes, fidelity, prompts, pictures, max_prompt_bytes):
-    """ValueError unless there is exactly one rate, in its range, and a prompt of permitted length for each picture."""
-    rates = {"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity}
-    given = [name for name, value in rates.items() if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of target_bpp, max_bytes and fidelity; given: {', '.join(given) or 'none'}")
-    if not rates[given[0]] > 0:
-        raise ValueError(f"{given[0]} must be above 0, not {rates[given[0]]}")
-    if fidelity is not None and fidelity > 1:
-        raise ValueError(f"fidelity must be in (0, 1], not {fidelity}")
-    if len(prompts) != len(pictures):
-        raise ValueError(f"{len(prompts)} prompts were given for {len(pictures)} pictures")
-    if any(len(prompt.encode()) > max_prompt_bytes for prompt in prompts):
-        raise ValueError(f"a prompt may have at most {max_prompt_bytes} bytes")
+def compressed(files: list[bytes], headers: list[Header], notes: list[list[str]]) -> CompressOutput:
+    """The output of `compress`."""
+    bpp = [8 * len(file) / (header.width * header.height) for file, header in zip(files, headers)]
+    return CompressOutput(bitstreams=files, bpp=bpp, notes=notes)
 
 
-def check_output(num_inference_steps, output_type):
-    """ValueError for an argument of `decompress` out of its range."""
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
-    if output_type not in ("pil", "np", "pt"):
-        raise ValueError(f"output_type must be 'pil', 'np' or 'pt', not {output_type!r}")
+def check_finite(x: Tensor, what: str) -> Tensor:
+    """The tensor; ValueError if it holds inf or nan."""
+    if not x.isfinite().all():
+        raise ValueError(f"{what} is not finite; load the model with dtype float32 or bfloat16")
+    return x
 
 
-def groups_of(batch_size, shapes):
+def groups_of(batch_size: int, shapes: list) -> list[list[int]]:
     """Indices of equal shapes, in batches."""
     by_shape = {}
     for i, shape in enumerate(shapes):

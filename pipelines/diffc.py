@@ -12,7 +12,7 @@ sides know how large the denoiser's error is at each frequency (`reference`).
 
 import math
 from collections.abc import Callable
-from types import ModuleType
+from functools import partial
 
 import torch
 from diffusers import (
@@ -32,42 +32,22 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from diffusers_compress import images
-from diffusers_compress.codecs.diffc import drift, reference
-from diffusers_compress.codecs.diffc.format import (
-    BUDGET_DIGITS,
-    CHANNEL_NUMBERS,
-    MAX_PROMPT_BYTES,
-    MAX_STEPS,
-    Parameters,
-    nearest,
-    read_file,
-)
-from diffusers_compress.codecs.diffc.loop import Receiver, Sender, drift_of, reverse
-from diffusers_compress.codecs.diffc.rate import MIN_BUDGET, budget_to_fill, overhead
+from diffusers_compress.arguments import check_choice, check_output, check_rates, permitted_bytes, prompts_of
+from diffusers_compress.codecs.diffc import drift, loop, rate, reference
+from diffusers_compress.codecs.diffc.ends import Channel, Receiver, Sender, drift_of
+from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS, MAX_PROMPT_BYTES, MAX_STEPS, Parameters, read_file
 from diffusers_compress.coding import randomness
 from diffusers_compress.coding.channels import CHANNELS
-from diffusers_compress.coding.channels.trellis import Trellis
 from diffusers_compress.contract import DIFFC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.schedule import NoiseSchedule
-from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models.variance_head import VarianceHead
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import (
-    FAMILY_COMPONENTS,
-    LatentCodecMixin,
-    check_output,
-    check_rate_and_prompts,
-    groups_of,
-    undisturbed,
-    watched,
-)
+from diffusers_compress.pipeline import FAMILY_COMPONENTS, LatentCodecMixin, Watch, compressed, groups_of, undisturbed
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
-CHECKED_BYTES = 2000  # files from this size on carry the two bytes of `drift`
 
 
 class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
@@ -121,7 +101,6 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------ public calls
 
     @undisturbed
-    @watched
     def compress(
         self,
         image: PipelineImageInput,
@@ -143,61 +122,46 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             max_bytes: size in bytes that no file exceeds.
             fidelity: in (0, 1]; the stream ends at about the timestep (1 - fidelity) (T - 1), not below it. Exactly one of these three.
             prompt: one for all or one for each picture; stored in the file.
-            num_coding_steps: coded steps, 1 to 256, each a network call but the first, unless the model was trained on pure noise. Of a
-                file so small that a step would have less than 64 bits there are fewer; with `fidelity` it is the number for an average
-                picture.
+            num_coding_steps: 1 to 256, each a network call but the first, unless the model was trained on pure noise. A file so small
+                that a step would have less than 64 bits has fewer; with `fidelity` it is the number for an average picture.
             coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU about a second a step, more from some
                 2,000 bits a step on; or "poisson", the published coder.
             batch_size: pictures of like size that go through the network together at most.
-            callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
-                dictionary of the tensors named in `callback_on_step_end_tensor_inputs`: "latents", x_t, and "noise_pred", the network's
-                output. It looks on: what it returns counts for nothing, since both ends must hold the same x_t.
+            callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the named
+                tensors, of "latents", x_t, and "noise_pred", the network's output. What it returns counts for nothing.
 
         Raises:
             ValueError: for an argument out of its range, or a size that even an empty file exceeds.
         """
-        pictures = images.as_list(image)
-        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
-        check_compress_arguments(target_bpp, max_bytes, fidelity, num_coding_steps, coder, prompts, pictures)
+        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity})
+        check_choice("coder", coder, CHANNEL_NUMBERS)
+        if not 1 <= num_coding_steps <= MAX_STEPS:
+            raise ValueError(f"num_coding_steps must be from 1 to {MAX_STEPS}, not {num_coding_steps}")
+        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        headers, tensors, notes = self.read_pictures(image, DIFFC)
+        prompts = prompts_of(prompt, len(tensors), MAX_PROMPT_BYTES)
         noise = schedule.from_pure_noise(self.noise_schedule())
-        tensors, notes = zip(*map(images.to_tensor, pictures))
-        identity = self.fingerprint()
-        stop_t = 0 if fidelity is None else round((1 - fidelity) * (noise.alpha.numel() - 1))
 
-        files = [b""] * len(pictures)
-        for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
-            x_0 = self.encode_picture(torch.stack([self.pad(tensors[i]) for i in group]))
+        files = [b""] * len(tensors)
+        for group, x_0 in self.encode_groups(tensors, batch_size):
             senders = []
             for i, x in zip(group, x_0.split(1)):
-                height, width = tensors[i].shape[-2:]
-                header = Header(DIFFC, width, height, identity, b"")
                 parameters = Parameters(CHANNEL_NUMBERS[coder], 0, prompt=prompts[i])
                 if fidelity is None:
-                    limit, steps = max_bytes or width * height * target_bpp / 8, num_coding_steps
-                    parameters.check = 0 if limit >= CHECKED_BYTES else None
-                    smallest = overhead(header, parameters)
-                    if smallest > limit:
-                        raise ValueError(
-                            f"a {width}x{height} picture may take {int(limit)} bytes here; the smallest file has {smallest}"
-                        )
-                    parameters.budget = budget_to_fill(header, parameters, steps, limit)
+                    size = permitted_bytes(headers[i], target_bpp, max_bytes)
+                    control = rate.within(size, noise, headers[i], parameters, num_coding_steps)
                 else:
-                    limit, steps = math.inf, MAX_STEPS
-                    bits = reference.expected_bits(self.error_calibration(), x.shape[1:], float(noise.snr[stop_t]))
-                    parameters.check = 0 if bits >= 8 * CHECKED_BYTES else None
-                    budget = max(MIN_BUDGET, CHANNELS[parameters.channel].budget(bits / num_coding_steps))
-                    parameters.budget = nearest(budget, BUDGET_DIGITS)
-                senders.append(Sender(noise, x, header, parameters, stop_t, steps, limit))
-            ends = self.reverse(noise, CHANNELS[CHANNEL_NUMBERS[coder]], senders, x_0.shape[1:], [prompts[i] for i in group])
+                    t = noise.timestep_of(fidelity)
+                    bits = reference.expected_bits(self.error_calibration(), x.shape[1:], float(noise.snr[t]))
+                    control = rate.down_to(t, noise, headers[i], parameters, num_coding_steps, bits)
+                senders.append(Sender(x, control))
+            ends = self.reverse(noise, CHANNELS[CHANNEL_NUMBERS[coder]], senders, x_0.shape[1:], [prompts[i] for i in group], watch)
             for i, sender, (x_t, _) in zip(group, senders, ends):
                 sender.end_at(x_t)
                 files[i] = sender.file()
-        self.maybe_free_model_hooks()
-        bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
-        return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
+        return compressed(files, headers, notes)
 
     @undisturbed
-    @watched
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
@@ -232,68 +196,52 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
         """
-        check_decompress_arguments(reconstruction, num_inference_steps, output_type)
-        files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
+        check_choice("reconstruction", reconstruction, RECONSTRUCTIONS)
+        check_output(num_inference_steps, output_type)
+        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
         if files and isinstance(generator, list) and len(generator) != len(files):
             raise ValueError(f"{len(generator)} generators were given for {len(files)} files")
-        notes = self.check_model([header for header, *_ in files], allow_other_model)
         noise = self.noise_schedule()
         coded = schedule.from_pure_noise(noise)
 
         pictures, drifts = [None] * len(files), [None] * len(files)
-        shapes = [(self.latent_shape(header.height, header.width), parameters.channel) for header, parameters, *_ in files]
+        shapes = [(self.latent_shape(file.header.height, file.header.width), file.parameters.channel) for file in files]
         for group in groups_of(batch_size, shapes):
-            prompts = [files[i][1].prompt for i in group]
-            shape, channel = shapes[group[0]]
-            ends = self.reverse(coded, CHANNELS[channel], [Receiver(coded, *files[i][1:3]) for i in group], shape, prompts)
-            for i, (x_t, _) in zip(group, ends):
-                drifts[i] = drift_of(x_t, *files[i][1:3])
+            prompts, (shape, channel) = [files[i].parameters.prompt for i in group], shapes[group[0]]
+            receivers = [Receiver(coded, files[i].parameters, files[i].payload) for i in group]
+            ends = self.reverse(coded, CHANNELS[channel], receivers, shape, prompts, watch)
             if reconstruction == "flow":
                 walks = [solvers.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
             else:
                 calls = num_inference_steps if reconstruction == "ancestral" else 1
                 draws = generator if isinstance(generator, list) else [generator] * len(files)
                 walks = [solvers.ancestral(x_t, t, calls, noise, draws[i]) for i, (x_t, t) in zip(group, ends)]
-            x_0 = torch.cat(self.run(walks, prompts, guidance_scale))
-            for i, x in zip(group, self.decode_latent(x_0)):
-                header = files[i][0]
-                pictures[i] = images.to_output(images.crop(x, header.height, header.width)[None], output_type)[0]
-        self.maybe_free_model_hooks()
-        for own, (_, parameters, messages, complete), found in zip(notes, files, drifts):
-            if not complete:
-                steps = len(parameters.budgets)
-                own.append(f"the file was cut short; the picture is made of {len(messages)} of its {steps} steps")
-            own += drift.notes(found)
+            x = self.decode_latent(torch.cat(self.run(walks, prompts, guidance_scale, watch)))
+            for i, (x_t, _), picture in zip(group, ends, self.pictures_of(x, [files[i].header for i in group], output_type)):
+                pictures[i], drifts[i] = picture, drift_of(x_t, files[i])
+                notes[i] += [*files[i].notes(), *drift.notes(drifts[i])]
         return DecompressOutput(images=pictures, notes=notes, drift=drifts)
 
     # ------------------------------------------------------------------------------------------------------------ steps
 
-    def start(self, shape: tuple[int, int, int], batch: int) -> Tensor:
-        """Shared noise that stands for x_T ~ N(0, I), the same for all pictures [batch, C, h, w]."""
-        noise = randomness.normals(math.prod(shape), randomness.START, device=self._execution_device)
-        return noise.view(1, *shape).repeat(batch, 1, 1, 1)
-
     def reverse(
-        self, noise: NoiseSchedule, channel: Trellis | ModuleType, ends: list, shape: tuple[int, int, int], prompts: list[str]
+        self,
+        noise: NoiseSchedule,
+        channel: Channel,
+        ends: list[Sender] | list[Receiver],
+        shape: tuple[int, int, int],
+        prompts: list[str],
+        watch: Watch = None,
     ) -> list[tuple[Tensor, int]]:
         """The coding loop with this model: x_t [1, C, h, w] and t of each picture where its stream ends."""
-        x_t = self.start(shape, len(ends))
-
-        def error_variance(x_t, x_0_hat, timesteps):
-            return self.error_variance(noise, x_t, x_0_hat, timesteps)
-
-        return self.with_network(lambda network: reverse(noise, channel, x_t, ends, network, error_variance), prompts)
-
-    def error_variance(self, noise: NoiseSchedule, x_t: Tensor, x_0_hat: Tensor, timesteps: list[int]) -> tuple[Tensor, Tensor]:
-        """Variance of the coefficients of x_0 - x_0_hat, up to a factor for each picture, and their rank: [B, C, h, w] each."""
-        snr, shape = noise.snr[timesteps], x_t.shape[1:]
-        variances = [reference.error_variance(self.error_calibration(), float(level), shape) for level in snr]
-        # The ranks are made on the CPU: they decide which bits belong to which coefficient.
-        variance, rank = (each.to(x_t.device) for each in (torch.stack(variances), reference.rank(torch.stack(variances))))
-        if self.variance_head is not None and noise.knows(timesteps[0]):
-            alpha, sigma = (level[timesteps].float().to(x_t.device)[:, None, None, None] for level in (noise.alpha, noise.sigma))
-            variance = variance * self.variance_head(x_0_hat, (x_t - alpha * x_0_hat) / sigma, snr.to(x_t.device)).exp()
-        return variance, rank
+        # Shared noise that stands for x_T ~ N(0, I), the same for all pictures
+        x_t = randomness.normals(math.prod(shape), randomness.START, device=self._execution_device)
+        x_t = x_t.view(1, *shape).repeat(len(ends), 1, 1, 1)
+        error_variance = partial(reference.expected_error, noise, self.error_calibration(), self.variance_head)
+        return self.with_network(
+            lambda network: loop.reverse(noise, channel, x_t, ends, network, error_variance), prompts, watch=watch
+        )
 
     def error_calibration(self) -> dict | None:
         return (self.config.calibration or {}).get("error")
@@ -303,23 +251,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         head = {"variance_head": self.variance_head} if with_head and self.variance_head is not None else {}
         return super().fingerprint(head, {"error": self.error_calibration() if with_calibration else None}, fused)
 
-    def relatives(self) -> dict[bytes, str]:
+    def earlier_fingerprints(self) -> dict[bytes, str]:
         return {
             self.fingerprint(with_head=False): "before it had its variance head",
             self.fingerprint(with_calibration=False): "before it was calibrated",
             self.fingerprint(with_head=False, with_calibration=False): "as it is without variance head and calibration",
         }
-
-
-def check_compress_arguments(target_bpp, max_bytes, fidelity, num_coding_steps, coder, prompts, pictures):
-    check_rate_and_prompts(target_bpp, max_bytes, fidelity, prompts, pictures, MAX_PROMPT_BYTES)
-    if not 1 <= num_coding_steps <= MAX_STEPS:
-        raise ValueError(f"num_coding_steps must be from 1 to {MAX_STEPS}, not {num_coding_steps}")
-    if coder not in CHANNEL_NUMBERS:
-        raise ValueError(f"coder must be one of {sorted(CHANNEL_NUMBERS)}, not {coder!r}")
-
-
-def check_decompress_arguments(reconstruction, num_inference_steps, output_type):
-    if reconstruction not in RECONSTRUCTIONS:
-        raise ValueError(f"reconstruction must be one of {list(RECONSTRUCTIONS)}, not {reconstruction!r}")
-    check_output(num_inference_steps, output_type)

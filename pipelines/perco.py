@@ -8,11 +8,11 @@ Careil et al., Towards image compression with perfect realism at ultra-low bitra
 The file is small whatever the picture: the grid has so many cells per pixel, and nothing that is read depends on a network's output.
 """
 
+import math
 import os
 from collections.abc import Callable
 from typing import Self
 
-import numpy as np
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_compress import images
+from diffusers_compress.arguments import check_output, check_rates, permitted_bytes, prompts_of
 from diffusers_compress.codecs.perco.format import MAX_SEED, WORDS, Parameters, read_file
-from diffusers_compress.codecs.perco.payload import bits_of, choose_caption, decode_caption, pack_payload, unpack_payload
+from diffusers_compress.codecs.perco.payload import bits_of, smallest_file, unpack_payload
 from diffusers_compress.coding import randomness
 from diffusers_compress.coding.text import vocabulary_of
 from diffusers_compress.contract import PERCO
@@ -31,13 +32,11 @@ from diffusers_compress.diffusion import solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.errors import WrongModel
-from diffusers_compress.format import container
-from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import LatentCodecMixin, check_output, groups_of, undisturbed, watched
+from diffusers_compress.pipeline import LatentCodecMixin, Watch, compressed, groups_of, undisturbed
 
 UNTRAINED = (
     "this folder has no hyper-encoder, or a UNet that does not see its features: PerCo needs a model that was trained for it. "
@@ -127,35 +126,32 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         Raises:
             ValueError: for an argument out of its range, an untrained model, or a file that exceeds its permitted size.
         """
-        pictures = images.as_list(image)
+        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes}, required=False)
+        if seed not in range(MAX_SEED + 1):
+            raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, not {seed}")
         self.check_trained()
-        tensors, notes = zip(*map(images.to_tensor, pictures))
-        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
-        check_compress_arguments(target_bpp, max_bytes, prompts, captioner, seed, pictures)
+        headers, tensors, notes = self.read_pictures(image, PERCO)
+        prompts = prompts_of(prompt, len(tensors), DEFAULT_LIMITS.prompt_bytes)
         if captioner is not None:
+            if any(prompts):
+                raise ValueError("give prompt or captioner, not both")
             prompts = captioner([images.to_output(x[None])[0] for x in tensors])
-        identity = self.fingerprint()
 
-        files = [b""] * len(pictures)
-        for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
-            x_0 = self.encode_picture(torch.stack([self.pad(tensors[i]) for i in group]))
-            if not x_0.isfinite().all():
-                raise ValueError("the autoencoder's output is not finite; load it with dtype float32 or bfloat16")
-            for i, grid in zip(group, self.hyper_encoder.encode(x_0).cpu().numpy()):
-                height, width = tensors[i].shape[-2:]
-                files[i] = self.file(Header(PERCO, width, height, identity, b""), grid, prompts[i], seed)
-                limit = max_bytes or (target_bpp and width * height * target_bpp / 8)
-                if limit and len(files[i]) > limit:
-                    raise ValueError(
-                        f"a {width}x{height} picture may take {int(limit)} bytes here; with this model's grid of "
-                        f"{grid.shape[1]}x{grid.shape[0]} cells and its caption the file has {len(files[i])}"
-                    )
-        self.maybe_free_model_hooks()
-        bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
-        return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
+        files = [b""] * len(tensors)
+        with self.progress_bar(total=len(tensors)) as bar:
+            for group, x_0 in self.encode_groups(tensors, batch_size):
+                for i, grid in zip(group, self.hyper_encoder.encode(x_0).cpu().numpy()):
+                    files[i] = smallest_file(headers[i], grid, prompts[i], seed, self.hyper_encoder, self.tokenizer)
+                    limit = permitted_bytes(headers[i], target_bpp, max_bytes)
+                    if len(files[i]) > limit:
+                        raise ValueError(
+                            f"a {headers[i].width}x{headers[i].height} picture may take {int(limit)} bytes here; with this model's grid of "
+                            f"{grid.shape[1]}x{grid.shape[0]} cells and its caption the file has {len(files[i])}"
+                        )
+                    bar.update()
+        return compressed(files, headers, notes)
 
     @undisturbed
-    @watched
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
@@ -181,9 +177,8 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             allow_other_model: decode although the file was made with other weights (the codebook must be the file's own).
             limits: sizes that a file may claim.
             batch_size: files of like size that go through the network together at most.
-            callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
-                dictionary of the tensors named in `callback_on_step_end_tensor_inputs`: "latents", x_t, and "noise_pred", the network's
-                output. It looks on: what it returns counts for nothing.
+            callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the named
+                tensors, of "latents", x_t, and "noise_pred", the network's output. What it returns counts for nothing.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
@@ -193,21 +188,21 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         self.check_trained()
-        files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
-        notes = self.check_model([header for header, *_ in files], allow_other_model)
+        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
         shapes = [self.latent_shape(header.height, header.width) for header, *_ in files]
         read = [self.read_payload(payload, parameters, shape, limits) for (_, parameters, payload), shape in zip(files, shapes)]
 
         pictures = [None] * len(files) * num_images
         for group in groups_of(batch_size, [shape for shape in shapes for _ in range(num_images)]):
             sources = [i // num_images for i in group]
+            headers = [files[source][0] for source in sources]
             seeds = [(files[source][1].seed + i % num_images) & MAX_SEED for i, source in zip(group, sources)]
             grids, texts = zip(*(read[source] for source in sources))
-            x_0 = self.paint(torch.stack(grids), texts, seeds, shapes[sources[0]], num_inference_steps, guidance_scale)
-            for i, source, picture in zip(group, sources, self.decode_latent(x_0)):
-                header = files[source][0]
-                pictures[i] = images.to_output(images.crop(picture, header.height, header.width)[None], output_type)[0]
-        self.maybe_free_model_hooks()
+            shape = shapes[sources[0]]
+            x_0 = self.paint(torch.stack(grids), list(texts), seeds, shape, num_inference_steps, guidance_scale, watch)
+            for i, picture in zip(group, self.pictures_of(self.decode_latent(x_0), headers, output_type)):
+                pictures[i] = picture
         return DecompressOutput(images=pictures, notes=notes)
 
     # ------------------------------------------------------------------------------------------------------------ steps
@@ -217,19 +212,6 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         channels = self.vae.config.latent_channels
         if self.hyper_encoder is None or self.unet.config.in_channels != channels + self.hyper_encoder.config.out_channels:
             raise ValueError(UNTRAINED)
-
-    def file(self, header: Header, grid: np.ndarray, caption: str, seed: int) -> bytes:
-        """The smallest file of a grid [a, b] and a caption."""
-        vocabulary, codebook = vocabulary_of(self.tokenizer), self.hyper_encoder.law()
-        way, encode_caption = choose_caption(caption, self.tokenizer, vocabulary)
-        files = []
-        for modelled in (True, False):
-            parameters = Parameters(
-                self.hyper_encoder.config.stride, bits_of(codebook.size), modelled, way, vocabulary.identity & 0xFF, seed
-            )
-            whole = Header(header.codec, header.width, header.height, header.fingerprint, parameters.to_bytes())
-            files.append(container.pack(whole, pack_payload(grid, codebook, modelled, encode_caption)))
-        return min(files, key=len)
 
     def read_payload(
         self, payload: bytes, parameters: Parameters, latent_shape: tuple[int, int, int], limits: Limits
@@ -245,13 +227,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         if parameters.caption == WORDS and parameters.vocabulary != vocabulary.identity & 0xFF:
             raise WrongModel("the file's caption was coded with another tokenizer; load the model that the file was made with")
         shape = self.hyper_encoder.grid_shape(*latent_shape[1:])
-        grid, caption = unpack_payload(
-            payload,
-            parameters,
-            shape,
-            codebook,
-            lambda decoder: decode_caption(parameters.caption, decoder, vocabulary, limits),
-        )
+        grid, caption = unpack_payload(payload, parameters, shape, codebook, vocabulary, limits)
         return torch.from_numpy(grid), caption
 
     def paint(
@@ -262,16 +238,14 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         shape: tuple[int, int, int],
         num_inference_steps: int,
         guidance_scale: float,
+        watch: Watch = None,
     ) -> Tensor:
         """x_0 [B, C, h, w] from grids [B, a, b], captions and seeds, in so many network calls."""
         noise, device = self.noise_schedule(), self._execution_device
-        count, last = shape[0] * shape[1] * shape[2], noise.alpha.numel() - 1
-        x_t = torch.stack([randomness.normals(count, randomness.START, seed).reshape(shape) for seed in seeds])
+        x_t = torch.stack([randomness.normals(math.prod(shape), randomness.START, seed).reshape(shape) for seed in seeds])
         z_hat = self.hyper_encoder.decode(grids.to(device), *shape[1:]).float()
-        walks = [solvers.solve(x, last, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)]
-        return torch.cat(
-            self.with_network(lambda network: solvers.run(walks, network), list(texts), guidance_scale, beside=z_hat)
-        )
+        walks = [solvers.solve(x, noise.alpha.numel() - 1, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)]
+        return torch.cat(self.run(walks, texts, guidance_scale, watch, extra_channels=z_hat))
 
     @property
     def family(self) -> StableDiffusion:
@@ -282,18 +256,3 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         """Four bytes that tell this model from others, its codebook's law and its tokenizer's vocabulary included."""
         config = {"law": self.hyper_encoder.law().identity(), "vocabulary": vocabulary_of(self.tokenizer).identity}
         return super().fingerprint({"hyper_encoder": self.hyper_encoder}, config, fused)
-
-
-def check_compress_arguments(target_bpp, max_bytes, prompts, captioner, seed, pictures):
-    """ValueError for an argument of `compress` out of its range."""
-    if target_bpp is not None and max_bytes is not None:
-        raise ValueError("give at most one of target_bpp and max_bytes")
-    for name, rate in (("target_bpp", target_bpp), ("max_bytes", max_bytes)):
-        if rate is not None and not rate > 0:
-            raise ValueError(f"{name} must be above 0, not {rate}")
-    if captioner is not None and any(prompts):
-        raise ValueError("give prompt or captioner, not both")
-    if len(prompts) != len(pictures):
-        raise ValueError(f"{len(prompts)} prompts were given for {len(pictures)} pictures")
-    if seed not in range(MAX_SEED + 1):
-        raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, not {seed}")

@@ -28,39 +28,20 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from diffusers_compress import images
-from diffusers_compress.codecs.relic.format import (
-    MAX_PROMPT_BYTES,
-    MODEL_NUMBERS,
-    ROUNDINGS,
-    SCALES_PER_OCTAVE,
-    SHIFT_PARTS,
-    Parameters,
-    read_file,
-    step_number,
-    step_width,
-)
-from diffusers_compress.codecs.relic.quantizer import Quantizer, level_at, powers, worth_coding
-from diffusers_compress.codecs.relic.rate import File
+from diffusers_compress.arguments import check_choice, check_output, check_rates, permitted_bytes, prompts_of
+from diffusers_compress.codecs.relic.format import MAX_PROMPT_BYTES, MODEL_NUMBERS, ROUNDINGS, Parameters, read_file, step_number
+from diffusers_compress.codecs.relic.quantizer import Quantizer
+from diffusers_compress.codecs.relic.rate import RateSearch
 from diffusers_compress.codecs.relic.symbols import EntropyModel
 from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.contract import RELIC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.errors import Corrupt, WrongModel
-from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import (
-    FAMILY_COMPONENTS,
-    LatentCodecMixin,
-    check_output,
-    check_rate_and_prompts,
-    groups_of,
-    undisturbed,
-    watched,
-)
+from diffusers_compress.pipeline import FAMILY_COMPONENTS, LatentCodecMixin, compressed, groups_of, undisturbed
 
 AFFINE_SHARE = 32  # a file must be so many times as large as its scales and shifts, 12 bits a channel, to have them
 
@@ -144,44 +125,29 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         Raises:
             ValueError: for an argument out of its range, or a size that even the coarsest file exceeds.
         """
-        pictures = images.as_list(image)
-        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
-        check_compress_arguments(target_bpp, max_bytes, fidelity, rounding, prompts, pictures)
-        model = self.entropy_model(entropy_model)
-        noise = self.noise_schedule()
-        tensors, notes = zip(*map(images.to_tensor, pictures))
-        identity = self.fingerprint()
+        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity})
+        check_choice("rounding", rounding, ROUNDINGS)
+        model, noise = self.entropy_model(entropy_model), self.noise_schedule()
+        headers, tensors, notes = self.read_pictures(image, RELIC)
+        prompts = prompts_of(prompt, len(tensors), MAX_PROMPT_BYTES)
 
-        files = [b""] * len(pictures)
-        with self.progress_bar(total=len(pictures)) as bar:
-            for group in groups_of(batch_size, [self.latent_shape(*x.shape[-2:]) for x in tensors]):
-                x_0 = self.encode_picture(torch.stack([self.pad(tensors[i]) for i in group]))
+        files = [b""] * len(tensors)
+        with self.progress_bar(total=len(tensors)) as bar:
+            for group, x_0 in self.encode_groups(tensors, batch_size):
                 for i, x in zip(group, x_0.cpu()):
-                    height, width = tensors[i].shape[-2:]
-                    if not x.isfinite().all():
-                        raise ValueError("the autoencoder's output is not finite; load it with dtype float32 or bfloat16")
-
-                    size = math.inf if fidelity is not None else max_bytes or width * height * target_bpp / 8
-
-                    def plan(step, coded):
-                        parameters = Parameters(
-                            model.number, rounding == "dithered", step, 0, model.tables, coded, prompt=prompts[i]
-                        )
-                        return self.plan(parameters, x, noise, affine=size >= AFFINE_SHARE * 12 * len(x) / 8)
-
-                    file = File(x, Header(RELIC, width, height, identity, b""), plan, model, self.statistics())
+                    size = permitted_bytes(headers[i], target_bpp, max_bytes)
+                    network = self.parameter_network if size >= AFFINE_SHARE * 12 * len(x) / 8 else None
+                    parameters = Parameters(model.number, rounding == "dithered", 0, 0, model.tables, None, prompt=prompts[i])
+                    search = RateSearch(x, headers[i], parameters, noise, model, self.statistics(), network)
                     if fidelity is None:
-                        files[i] = file.within(size)
+                        files[i] = search.within(size)
                     else:
-                        t = round((1 - fidelity) * (noise.alpha.numel() - 1))
-                        files[i] = file.data(step_number(math.sqrt(12) / float(noise.ratio[t])))
+                        width = math.sqrt(12) / float(noise.ratio[noise.timestep_of(fidelity)])  # D^2 / 12 = sigma^2 / alpha^2
+                        files[i] = search.data(step_number(width))
                     bar.update()
-        self.maybe_free_model_hooks()
-        bpp = [8 * len(file) / (x.shape[-1] * x.shape[-2]) for file, x in zip(files, tensors)]
-        return CompressOutput(bitstreams=files, bpp=bpp, notes=list(notes))
+        return compressed(files, headers, notes)
 
     @undisturbed
-    @watched
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
@@ -207,39 +173,38 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             allow_other_model: decode although the file was made with other weights (the entropy model must be the file's own).
             limits: sizes that a file may claim.
             batch_size: files of like size that go through the network together at most.
-            callback_on_step_end: called after each network call with the pipeline, the number of the step, its noisiest timestep and a
-                dictionary of the tensors named in `callback_on_step_end_tensor_inputs`: "latents", x_t, and "noise_pred", the network's
-                output. It looks on: what it returns counts for nothing, since both ends must hold the same x_t.
+            callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the named
+                tensors, of "latents", x_t, and "noise_pred", the network's output. What it returns counts for nothing.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
         """
-        check_decompress_arguments(realism, num_inference_steps, output_type)
-        files = [read_file(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
-        notes = self.check_model([header for header, *_ in files], allow_other_model)
+        check_output(num_inference_steps, output_type)
+        if not 0 <= realism <= 1:
+            raise ValueError(f"realism must be from 0 to 1, not {realism}")
+        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
         noise = self.noise_schedule()
 
         pictures = [None] * len(files)
         shapes = [self.latent_shape(header.height, header.width) for header, *_ in files]
         for group in groups_of(batch_size, shapes):
-            read = [self.read_latent(*files[i][1:], shapes[i], noise) for i in group]
+            headers, parameters, payloads = zip(*[files[i] for i in group])
+            read = [self.read_latent(*file, shapes[group[0]], noise) for file in zip(parameters, payloads)]
             y_hat, expected = (torch.stack(column).float().to(self._execution_device) for column in zip(*read))
             x = 0.0
             if realism < 1:
                 x = (1 - realism) * self.decode_latent(expected).clamp(-1, 1)
             if realism > 0:
-                walks = []
-                for i, y in zip(group, y_hat.split(1)):
-                    t = files[i][1].timestep
-                    walks.append(solvers.solve(noise.level(t)[0] * y, t, num_inference_steps, noise, self.scheduler))
-                x_0 = torch.cat(self.run(walks, [files[i][1].prompt for i in group], guidance_scale))
+                steps, scheduler = num_inference_steps, self.scheduler
+                starts = [(noise.level(own.timestep)[0] * y, own.timestep) for y, own in zip(y_hat.split(1), parameters)]
+                walks = [solvers.solve(x_t, t, steps, noise, scheduler) for x_t, t in starts]
+                x_0 = torch.cat(self.run(walks, [own.prompt for own in parameters], guidance_scale, watch))
                 # Eq. 17 of the survey, in pixels
                 x = x + realism * self.decode_latent(x_0).clamp(-1, 1)
-            for i, picture in zip(group, x):
-                header = files[i][0]
-                pictures[i] = images.to_output(images.crop(picture, header.height, header.width)[None], output_type)[0]
-        self.maybe_free_model_hooks()
+            for i, picture in zip(group, self.pictures_of(x, headers, output_type)):
+                pictures[i] = picture
         return DecompressOutput(images=pictures, notes=notes)
 
     # ------------------------------------------------------------------------------------------------------------ steps
@@ -256,24 +221,6 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             known = [known for known in MODEL_NUMBERS if known == "adaptive" or self.hyperprior is not None]
             raise ValueError(f"entropy_model must be one of {known} for this pipeline, not {name!r}")
         return EntropyModel(self.statistics(), self.hyperprior if name == "hyperprior" else None)
-
-    def plan(
-        self, parameters: Parameters, x_0: Tensor, noise: schedule.NoiseSchedule, affine: bool = True
-    ) -> tuple[Parameters, Quantizer]:
-        """The parameters with their timestep and, if `affine`, what the parameter network chooses; their `Quantizer` for x_0."""
-        statistics, level, step = self.statistics(), 0.0, step_width(parameters.step)
-        # With less noise than at the first timestep there is nothing to choose between.
-        if affine and self.parameter_network is not None and step / math.sqrt(12) > 1 / float(noise.ratio[0]):
-            scales, shifts, level = self.parameter_network.portable().choose(x_0, statistics, step)
-            parameters.scales = [round(SCALES_PER_OCTAVE * scale) for scale in scales]
-            parameters.shifts = [round(SHIFT_PARTS * shift) for shift in shifts]
-        if parameters.coded is None:
-            parameters.coded = worth_coding(powers(x_0, statistics), step)[0].tolist()
-        quantizer = Quantizer(parameters, statistics, x_0.shape)
-        # D^2 / 12 = sigma^2 / alpha^2, Relic et al. 2025
-        sigma = quantizer.level(quantizer.values(x_0), x_0) * 2**level * level_at(statistics, step)
-        parameters.timestep = schedule.timestep_at(noise, 1 / sigma)
-        return parameters, quantizer
 
     def read_latent(
         self, parameters: Parameters, payload: bytes, shape: tuple[int, int, int], noise: schedule.NoiseSchedule
@@ -293,15 +240,3 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         receiver = model.receive(quantizer, payload)
         expected = quantizer.mean + quantizer.steps * receiver.expected / UNIT
         return quantizer.latent(receiver.v), torch.from_numpy(expected).reshape(shape)
-
-
-def check_compress_arguments(target_bpp, max_bytes, fidelity, rounding, prompts, pictures):
-    check_rate_and_prompts(target_bpp, max_bytes, fidelity, prompts, pictures, MAX_PROMPT_BYTES)
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding must be one of {list(ROUNDINGS)}, not {rounding!r}")
-
-
-def check_decompress_arguments(realism, num_inference_steps, output_type):
-    if not 0 <= realism <= 1:
-        raise ValueError(f"realism must be from 0 to 1, not {realism}")
-    check_output(num_inference_steps, output_type)

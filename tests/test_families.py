@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, calibration, images
 from diffusers_compress.codecs.diffc import format as diffc_format
-from diffusers_compress.codecs.diffc import loop
+from diffusers_compress.codecs.diffc import ends
 from diffusers_compress.coding.channels import CHANNELS
 from diffusers_compress.diffusion import equations
 from diffusers_compress.diffusion.families import family_of
@@ -67,7 +67,7 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
         x_0 = pipe.encode_picture(images.to_tensor(picture)[0][None])
         assert x_0.shape[1:] == pipe.latent_shape(32, 48)
         _, parameters, messages, _ = diffc_format.read_file(pipe.compress(picture, fidelity=0.8).bitstreams[0])
-        receiver = loop.Receiver(noise, parameters, messages)
+        receiver = ends.Receiver(noise, parameters, messages)
         [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
         alpha, sigma = noise.level(t)
         assert float((x_t / alpha - x_0).square().mean()) / (sigma / alpha) ** 2 == pytest.approx(1, rel=0.5)
@@ -78,9 +78,9 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
 
 def own_steps(pipe, x, timesteps, prompt):
     """DDIM steps along these timesteps of our levels, and x_0_hat at the last."""
-    noise, told = pipe.noise_schedule(), pipe.encode_prompt([prompt])
+    noise, conditioning = pipe.noise_schedule(), pipe.encode_prompt([prompt])
     for t, s in zip(timesteps, [*timesteps[1:], None]):
-        x_0_hat = equations.predict_x0(pipe.predict(x, [t], told), x, *noise.level(t), noise.prediction_type)
+        x_0_hat = equations.predict_x0(pipe.predict(x, [t], conditioning), x, *noise.level(t), noise.prediction_type)
         x = x_0_hat if s is None else equations.ddim(x, x_0_hat, *noise.level(t), *noise.level(s))
     return x
 
@@ -155,8 +155,8 @@ def test_latents_are_scaled_and_shifted(pipe, photo):
 
 def test_no_text_is_zeros_for_sdxl(folders):
     pipe = load("diffc", folders["sdxl"])
-    told = pipe.encode_prompt(["", "a house"])
-    assert told["text"][0].abs().max() == 0 and told["summary"][0].abs().max() == 0 and told["text"][1].abs().max() > 0
+    conditioning = pipe.encode_prompt(["", "a house"])
+    assert conditioning["text"][0].abs().max() == 0 and conditioning["summary"][0].abs().max() == 0 and conditioning["text"][1].abs().max() > 0
     other = load("diffc", folders["sdxl"], force_zeros_for_empty_prompt=False)
     assert other.encode_prompt([""])["text"].abs().max() > 0
     assert other.fingerprint() != pipe.fingerprint()

@@ -18,7 +18,7 @@ LAYERS = [
     {"diffusion"},
     {"models"},
     {"codecs"},
-    {"calibration", "hub", "pil"},
+    {"arguments", "calibration", "hub", "pil"},
     {"pipeline"},
     {"pipelines"},
     {"batch", "evaluation"},

@@ -1,6 +1,7 @@
 """One contract for all codecs: a picture becomes a file that comes back at its own size, on every way that users take."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -10,11 +11,11 @@ import torch
 from PIL import Image
 
 from diffusers_compress import Corrupt, DiffCPipeline, LimitExceeded, VarianceHead, WrongModel, calibration, contract, images
-from diffusers_compress.codecs.diffc import drift, loop, reference
+from diffusers_compress.codecs.diffc import drift, ends, reference
 from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS, STRIDE_UNIT, Parameters, describe
-from diffusers_compress.codecs.diffc.loop import next_timestep, timesteps_of
-from diffusers_compress.codecs.diffc.rate import MIN_BUDGET, overhead
+from diffusers_compress.codecs.diffc.rate import MIN_BUDGET, RateControl, overhead
+from diffusers_compress.codecs.diffc.timesteps import next_timestep, timesteps_of
 from diffusers_compress.coding.channels import CHANNELS
 from diffusers_compress.diffusion.schedule import from_pure_noise, from_scheduler
 from diffusers_compress.errors import BitstreamError
@@ -93,12 +94,11 @@ def test_compressing_twice_gives_the_same_bytes(pipe, photo, coded):
 @pytest.mark.parametrize("channel", CHANNEL_NUMBERS)
 def test_the_receiver_ends_where_the_sender_did(informed, photo, monkeypatch, channel):
     """Both ends hold the very same x_t and t at the end of the stream."""
-    ends = []
-    reverse = DiffCPipeline.reverse
-    monkeypatch.setattr(DiffCPipeline, "reverse", lambda self, *args: ends.append(reverse(self, *args)) or ends[-1])
+    found, reverse = [], DiffCPipeline.reverse
+    monkeypatch.setattr(DiffCPipeline, "reverse", lambda self, *args: found.append(reverse(self, *args)) or found[-1])
     data = informed.compress(photo, max_bytes=150, coder=channel).bitstreams
     informed.decompress(data, reconstruction="denoised")
-    (x_sent, t_sent), (x_received, t_received) = ends[0][0], ends[1][0]
+    (x_sent, t_sent), (x_received, t_received) = found[0][0], found[1][0]
     # Of the last steps the Poisson channel may give some back.
     assert t_sent <= t_received if channel == "poisson" else t_sent == t_received and torch.equal(x_sent, x_received)
 
@@ -112,7 +112,7 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
     for fidelity in (0.7, 0.85, 0.95):
         data = pipe.compress(photo, fidelity=fidelity).bitstreams[0]
         _, parameters, messages, _ = diffc_format.read_file(data)
-        receiver = loop.Receiver(noise, parameters, messages)
+        receiver = ends.Receiver(noise, parameters, messages)
         with torch.no_grad():
             [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
         assert t == timesteps_of(noise, parameters)[-1]
@@ -130,7 +130,7 @@ def test_more_room_than_a_picture_needs(pipe, photo, size, max_bytes):
     _, parameters, messages, _ = diffc_format.read_file(data)
     with torch.no_grad():
         x_0 = pipe.encode_picture(images.to_tensor(picture)[0][None])
-        receiver = loop.Receiver(noise, parameters, messages)
+        receiver = ends.Receiver(noise, parameters, messages)
         [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
     assert t == 0
     alpha, sigma = noise.level(0)
@@ -187,7 +187,7 @@ def test_fidelity_is_the_timestep_where_the_stream_ends(informed, photo):
 def test_overhead_counts_a_long_prompt(length):
     """From 128 bytes of parameters on their length takes two bytes."""
     header, parameters = container.Header(contract.DIFFC, 768, 512, bytes(4), b""), Parameters(1, 0, prompt="a" * length)
-    data = loop.Sender(None, None, header, parameters, 0, 1, float("inf")).file()
+    data = ends.Sender(None, RateControl(None, header, parameters, 0, 1, float("inf"))).file()
     assert overhead(header, parameters) == len(data)
     assert describe(data)["prompt"] == "a" * length
 
@@ -426,7 +426,7 @@ def test_saved_with_calibration_and_variance_head(informed, photo, tmp_path):
 def test_a_plain_folder_takes_the_built_in_expectations(pipe):
     assert pipe.variance_head is None and pipe.config.calibration is None
     noise, x = from_pure_noise(from_scheduler(pipe.scheduler)), torch.randn(2, 4, 8, 12)
-    error, rank = pipe.error_variance(noise, x, x, [999, 500])
+    error, rank = reference.expected_error(noise, None, None, x, x, [999, 500])
     for k, t in enumerate((999, 500)):
         expected = reference.error_variance(None, float(noise.snr[t]), (4, 8, 12))
         assert torch.equal(error[k], expected) and torch.equal(rank[k], reference.rank(expected))
@@ -434,13 +434,14 @@ def test_a_plain_folder_takes_the_built_in_expectations(pipe):
 
 def test_the_variance_head_changes_the_variance_and_not_the_rank(informed):
     noise, x = from_pure_noise(from_scheduler(informed.scheduler)), torch.randn(1, 4, 8, 12)
+    expected_error = partial(reference.expected_error, noise, informed.error_calibration(), informed.variance_head, x)
     with torch.no_grad():
-        error, rank = informed.error_variance(noise, x, x / 2, [500])
+        error, rank = expected_error(x / 2, [500])
     expected = reference.error_variance(informed.config.calibration["error"], float(noise.snr[500]), (4, 8, 12))
     assert torch.equal(rank[0], reference.rank(expected))
     assert torch.allclose(error[0, :, ::4, ::4], expected[:, ::4, ::4]) and not torch.allclose(error[0], expected)
     with torch.no_grad():  # at pure noise there is no prediction to look at
-        error, _ = informed.error_variance(noise, x, torch.zeros_like(x), [999])
+        error, _ = expected_error(torch.zeros_like(x), [999])
     assert torch.equal(error[0], reference.error_variance(informed.config.calibration["error"], 0.0, (4, 8, 12)))
 
 
@@ -494,19 +495,12 @@ def test_a_receiver_tells_how_far_its_latent_drifted(pipe, monkeypatch):
 
 def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):
     """Where steps are given back, the check would be that of another x_t."""
-    sender = loop.Sender(
-        from_pure_noise(from_scheduler(pipe.scheduler)),
-        None,
-        container.Header(contract.DIFFC, 64, 64, bytes(4), b""),
-        Parameters(2, 20, 20, [128, 128], check=0),
-        0,
-        2,
-        50,
-    )
+    header, parameters = container.Header(contract.DIFFC, 64, 64, bytes(4), b""), Parameters(2, 20, 20, [128, 128], check=0)
+    sender = ends.Sender(None, RateControl(None, header, parameters, 0, 2, 50))
     sender.messages = [np.array([700, 3]), np.array([700, 4])]
     sender.end_at(torch.randn(1, 4, 8, 8))
     assert diffc_format.read_file(sender.file())[1].check is not None
-    sender.max_bytes = len(sender.file()) - 1
+    sender.rate.max_bytes = len(sender.file()) - 1
     _, parameters, messages, _ = diffc_format.read_file(sender.file())
     assert len(messages) == 1 and parameters.check is None
 
@@ -515,10 +509,10 @@ def test_no_symbol_depends_on_a_networks_float(informed, photo, monkeypatch):
     """A network whose every output is off by 1e-3: the file still parses and decodes, to nearly the same picture."""
     for channel in CHANNEL_NUMBERS:
         data = informed.compress(photo, max_bytes=150, coder=channel).bitstreams[0]
-        seen, transmit = [], loop.Receiver.transmit
+        seen, transmit = [], ends.Receiver.transmit
         keep = lambda *args: seen.append((args[1], args[3], args[4])) or transmit(*args)  # noqa: E731
         with monkeypatch.context() as patch:
-            patch.setattr(loop.Receiver, "transmit", staticmethod(keep))
+            patch.setattr(ends.Receiver, "transmit", staticmethod(keep))
             exact = latent(informed, data, reconstruction="denoised")
             predict, head = DiffCPipeline.predict, VarianceHead.forward
             patch.setattr(DiffCPipeline, "predict", lambda self, *args: predict(self, *args) + 1e-3)

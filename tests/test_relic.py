@@ -22,6 +22,7 @@ from diffusers_compress import (
 from diffusers_compress.cli.demo import demo_photo
 from diffusers_compress.codecs.relic.format import Parameters, describe, read_file, step_number, step_width
 from diffusers_compress.codecs.relic.quantizer import Quantizer
+from diffusers_compress.codecs.relic.rate import plan
 from diffusers_compress.coding import logistic
 from diffusers_compress.diffusion.schedule import from_scheduler
 from diffusers_compress.errors import BitstreamError
@@ -175,7 +176,7 @@ def test_plain_rounding_tells_its_own_error(pipe, photo):
     x_0 = latent_of(pipe, photo)
     noise = from_scheduler(pipe.scheduler)
     parameters = Parameters(1, False, step_number(0.5), 0, 0, None)
-    parameters, quantizer = pipe.plan(parameters, x_0, noise)
+    parameters, quantizer = plan(parameters, x_0, noise, pipe.statistics())
     error = float((quantizer.latent(quantizer.values(x_0)) - x_0).square().mean()) ** 0.5
     assert parameters.timestep == int((noise.ratio - 1 / error).abs().argmin())
 
@@ -195,7 +196,9 @@ def test_calibrated_level_lowers_the_timestep(pipe):
     levels = {"steps": [0.25, 1.0], "level": [0.5, 0.7]}
     other.register_to_config(calibration={"latent": {"mean": [0.0] * 4, "std": [1.0] * 4, **levels}})
     for step, level in ((0.1, 0.5), (0.5, 0.6), (4.0, 0.7)):
-        parameters, _ = other.plan(Parameters(1, True, step_number(step), 0, 0, None), torch.zeros(4, 8, 8), noise)
+        parameters, _ = plan(
+            Parameters(1, True, step_number(step), 0, 0, None), torch.zeros(4, 8, 8), noise, other.statistics()
+        )
         wanted = level * step / 12**0.5
         assert parameters.timestep == int((noise.ratio - 1 / wanted).abs().argmin())
 
@@ -216,7 +219,7 @@ def test_the_search_forecasts_sizes(pipe, photo):
     noise, model = from_scheduler(pipe.scheduler), pipe.entropy_model()
 
     def sender(step):
-        _, quantizer = pipe.plan(Parameters(1, True, step, 0, 0, [True] * 4), x_0, noise)
+        _, quantizer = plan(Parameters(1, True, step, 0, 0, [True] * 4), x_0, noise, pipe.statistics())
         return model.send(quantizer, quantizer.values(x_0))
 
     fine, coarse = sender(800), sender(1100)

@@ -29,7 +29,7 @@ def shifts(excess, bits, seed=0):
     """What a source as expected wants of a step of so many bits, all directions alike where there is no excess -> [B, n]."""
     m = torch.randn(excess.shape, generator=torch.Generator().manual_seed(1000 + seed))
     m = m * (excess.sqrt() if excess.any() else 1)
-    snr = [reference.reach(row.square(), v, bits) for row, v in zip(m, excess)]
+    snr = [reference.snr_gain(row.square(), v, bits) for row, v in zip(m, excess)]
     return m * torch.tensor(snr).sqrt()[:, None]
 
 
@@ -295,7 +295,7 @@ def test_the_noise_of_chained_steps_is_standard_normal():
         error = power / (1 + snr * power)
         difference = x_0 - error * statistic
         v = reference.excess(error, channel.kl(budget))
-        d = torch.tensor([[reference.reach(e.square(), row, channel.kl(budget))] for e, row in zip(difference, v)])
+        d = torch.tensor([[reference.snr_gain(e.square(), row, channel.kl(budget))] for e, row in zip(difference, v)])
         m = d.sqrt() * difference
         y = channel.encode(m.float(), v, reference.rank(error), budget, step)[1]
         statistic, snr = statistic + d * (x_0 - difference) + d.sqrt() * y, snr + d

@@ -41,6 +41,10 @@ class NoiseSchedule:
         """Whether the network was trained at timestep t, so that it may be asked there."""
         return self.knows_last or t < self.alpha.numel() - 1
 
+    def timestep_of(self, fidelity: float) -> int:
+        """From the noisiest timestep at 0 to the least noisy at 1."""
+        return round((1 - fidelity) * (self.alpha.numel() - 1))
+
     def level(self, t: int) -> tuple[float, float]:
         """alpha and sigma at timestep t."""
         return self.alpha[t].item(), self.sigma[t].item()

@@ -5,7 +5,7 @@ Many of them can so share one batch (`run`), each at a timestep of its own.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 
 import torch
 from diffusers import SchedulerMixin
@@ -61,11 +61,21 @@ OWN_SPACING = (
 
 def run(walks: list[Walk], network: Callable[[Tensor, list[int], list[int]], Tensor]) -> list:
     """What each walk returns. network(x_t [B, ...], t [B], i [B]) -> [B, ...]: one call a round for all walks i that wait for it."""
+
+    def answer(requests, active):
+        x_t, t = zip(*requests)
+        return network(torch.cat(x_t), list(t), active).split(1)
+
+    return together(walks, answer)
+
+
+def together(walks: list[Generator], answer: Callable[[list, list[int]], Iterable], key: Callable = lambda request: 0) -> list:
+    """What each walk returns. answer(requests, i) -> one answer each, for walks i whose requests have the same key, the largest first."""
     results, waiting = [None] * len(walks), {}
 
-    def resume(i, output):
+    def resume(i, found):
         try:
-            waiting[i] = walks[i].send(output)
+            waiting[i] = walks[i].send(found)
         except StopIteration as stop:
             waiting.pop(i, None)
             results[i] = stop.value
@@ -73,10 +83,10 @@ def run(walks: list[Walk], network: Callable[[Tensor, list[int], list[int]], Ten
     for i in range(len(walks)):
         resume(i, None)
     while waiting:
-        active = list(waiting)
-        x_t, t = zip(*waiting.values())
-        for i, output in zip(active, network(torch.cat(x_t), list(t), active).split(1)):
-            resume(i, output)
+        first = max(map(key, waiting.values()))
+        active = [i for i, request in waiting.items() if key(request) == first]
+        for i, found in zip(active, answer([waiting[i] for i in active], active)):
+            resume(i, found)
     return results
 
 

@@ -10,6 +10,7 @@ calls, because only the codec can tell from its parameters how long the payload 
 import binascii
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers_compress.contract import RESERVED, known_numbers, name_of
 from diffusers_compress.errors import Corrupt, LimitExceeded, NotABitstream, UnsupportedVersion, WrongModel
@@ -103,6 +104,18 @@ def read_payload(data: bytes, offset: int, length: int | None = None) -> tuple[b
         kind = "damaged" if length is not None else "cut short or damaged"
         raise Corrupt(f"the file's checksum is wrong: it was {kind}; fetch or encode it again")
     return bytes(data[offset:end]), True
+
+
+def facts(header: Header, data: bytes) -> dict[str, Any]:
+    """What every file tells, as plain values."""
+    return {
+        "codec": name_of(header.codec),
+        "width": header.width,
+        "height": header.height,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / (header.width * header.height),
+        "model": header.fingerprint.hex(),
+    }
 
 
 def _header_bytes(header: Header) -> bytes:

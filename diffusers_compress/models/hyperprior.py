@@ -263,7 +263,7 @@ class ParameterNetwork(ModelMixin, ConfigMixin):
     def forward(self, y: Tensor, std: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents y [B, C, h, w] less their means, deviations std [C], step widths [B] ->
 
-        scale [B, C] of the step widths in octaves, shift [B, C] of the means in steps, level [B]: octaves that the denoiser is told
+        scale [B, C] of the step widths in octaves, shift [B, C] of the means in steps, level [B]: octaves that the denoiser should assume
         more noise than the quantization makes.
         """
         y = y / std[:, None, None]

@@ -24,7 +24,8 @@ sys.path.insert(0, str(FOLDER.parents[1]))
 
 from diffusers_compress import DiffCPipeline, HyperEncoder, HyperPrior, PerCoPipeline, RelicPipeline, embedded_model  # noqa: E402
 from diffusers_compress.codecs.diffc import format as diffc_format  # noqa: E402
-from diffusers_compress.codecs.diffc import loop
+from diffusers_compress.codecs.diffc import rate  # noqa: E402
+from diffusers_compress.codecs.diffc.timesteps import timesteps_of  # noqa: E402
 from diffusers_compress.codecs.perco import format as perco_format  # noqa: E402
 from diffusers_compress.codecs.relic import format as relic_format  # noqa: E402
 from diffusers_compress.codecs.relic.quantizer import Quantizer  # noqa: E402
@@ -34,7 +35,6 @@ from diffusers_compress.diffusion.schedule import from_pure_noise  # noqa: E402
 from diffusers_compress.format import container  # noqa: E402
 from diffusers_compress.format.limits import DEFAULT_LIMITS  # noqa: E402
 from diffusers_compress.models import adapter  # noqa: E402
-from diffusers_compress.pipelines import diffc  # noqa: E402
 
 PIPELINES = {"diffc": DiffCPipeline, "perco": PerCoPipeline, "relic": RelicPipeline}
 WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
@@ -186,7 +186,7 @@ def symbols(pipe, data):
     """What has to come out of a file exactly, whatever the machine, as plain values."""
     if isinstance(pipe, DiffCPipeline):
         _, parameters, messages, _ = diffc_format.read_file(data)
-        timesteps = loop.timesteps_of(from_pure_noise(pipe.noise_schedule()), parameters)
+        timesteps = timesteps_of(from_pure_noise(pipe.noise_schedule()), parameters)
         return {"timesteps": timesteps, "budgets": parameters.budgets, "messages": [message.tolist() for message in messages]}
     if isinstance(pipe, PerCoPipeline):
         header, parameters, payload = perco_format.read_file(data)
@@ -207,7 +207,7 @@ def decoded(pipe, data, options):
 def make(name, pipe):
     """Write a case's .dfc and .png; its entry of golden.json."""
     codec, model, size, options, decoding, left = CASES[name]
-    diffc.CHECKED_BYTES = 0 if name.endswith("check") else 2000
+    rate.CHECKED_BYTES = 0 if name.endswith("check") else 2000
     data = pipe.compress(picture(*size), **options).bitstreams[0][:left]
     (FOLDER / f"{name}.dfc").write_bytes(data)
     Image.fromarray(decoded(pipe, data, decoding)).save(FOLDER / f"{name}.png")

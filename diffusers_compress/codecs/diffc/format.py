@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import accumulate
+from typing import NamedTuple
 
 from diffusers_compress.contract import DIFFC
 from diffusers_compress.errors import Corrupt, LimitExceeded
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter
+from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, check_prompt
 
 CHANNEL_NUMBERS = {"trellis": 1, "poisson": 2, "trellis32": 3}
@@ -121,6 +123,20 @@ def nearest(number, digits):
     return min(number_of(rank, digits), number_of(rank + 1, digits), key=lambda candidate: abs(candidate - number))
 
 
+class File(NamedTuple):
+    """A file that was read; `payload`: the messages of its whole steps; `complete`: whether it was not cut."""
+
+    header: Header
+    parameters: Parameters
+    payload: list
+    complete: bool
+
+    def notes(self) -> list[str]:
+        """What to tell of a file that was cut."""
+        steps = f"{len(self.payload)} of its {len(self.parameters.budgets)} steps"
+        return [] if self.complete else [f"the file was cut short; the picture is made of {steps}"]
+
+
 def read_parts(data, limits=DEFAULT_LIMITS):
     """A DiffC file before its messages are parsed: (header, parameters, module of the payload's form, payload, complete)."""
     header, offset = container.read_header(data, limits)
@@ -132,22 +148,16 @@ def read_parts(data, limits=DEFAULT_LIMITS):
 
 
 def read_file(data, limits=DEFAULT_LIMITS):
-    """Parse a DiffC file with integers alone: (header, parameters, messages of its whole steps, complete)."""
+    """Parse a DiffC file with integers alone."""
     header, parameters, form, payload, complete = read_parts(data, limits)
-    return header, parameters, form.unpack(payload, parameters.budgets), complete
+    return File(header, parameters, form.unpack(payload, parameters.budgets), complete)
 
 
 def describe(data, limits=DEFAULT_LIMITS):
     """The facts of a DiffC file as plain values, without a model."""
     header, parameters, form, payload, complete = read_parts(data, limits)
-    return {
-        "codec": "DiffC",
+    return container.facts(header, data) | {
         "coder": next(name for name, number in CHANNEL_NUMBERS.items() if number == parameters.channel),
-        "width": header.width,
-        "height": header.height,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height),
-        "model": header.fingerprint.hex(),
         "prompt": parameters.prompt,
         "steps": len(parameters.budgets),
         "steps_present": form.steps_present(payload, parameters.budgets),

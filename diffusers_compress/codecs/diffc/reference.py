@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from diffusers_compress.coding.dct import BLOCK
+from diffusers_compress.diffusion.schedule import NoiseSchedule
+from diffusers_compress.models.variance_head import VarianceHead
 
 AC_BANDS = BLOCK**2 - 1
 DC_BANDS = 12  # half octaves
@@ -62,6 +64,20 @@ def error_variance(calibration: dict | None, snr: float, shape: tuple[int, int, 
     return torch.lerp(table[above - 1], table[above], weight).exp2().float()[:, bands(h, w)]
 
 
+def expected_error(
+    noise: NoiseSchedule, calibration: dict | None, head: VarianceHead | None, x_t: Tensor, x_0_hat: Tensor, timesteps: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Variance of the coefficients of x_0 - x_0_hat, up to a factor for each picture, and their rank: [B, C, h, w] each."""
+    snr, shape = noise.snr[timesteps], x_t.shape[1:]
+    variances = torch.stack([error_variance(calibration, float(level), shape) for level in snr])
+    # The ranks are made on the CPU: they decide which bits belong to which coefficient.
+    variance, ranks = variances.to(x_t.device), rank(variances).to(x_t.device)
+    if head is not None and noise.knows(timesteps[0]):
+        alpha, sigma = (level[timesteps].float().to(x_t.device)[:, None, None, None] for level in (noise.alpha, noise.sigma))
+        variance = variance * head(x_0_hat, (x_t - alpha * x_0_hat) / sigma, snr.to(x_t.device)).exp()
+    return variance, ranks
+
+
 def rank(error: Tensor) -> Tensor:
     """Integers, larger for larger variances: 64 log2 e, rounded. For variances that no network made, so that all ends agree."""
     return (64 * error.double().log2()).round().long()
@@ -82,7 +98,7 @@ def excess(error: Tensor, bits: Tensor | float) -> Tensor:
     return torch.where(nats > 0, log_a.exp() * e, 0.0).float()
 
 
-def reach(squared_error: Tensor, v: Tensor, bits: float) -> float:
+def snr_gain(squared_error: Tensor, v: Tensor, bits: float) -> float:
     """snr_s - snr_t of the step that costs `bits`, for a sender who knows the error.  squared_error, v: [n].
 
     KL(q || p) = sum_i [ log(1 + v_i) + (1 + m_i^2) / (1 + v_i) - 1 ] / 2 nats,  m_i^2 = (snr_s - snr_t) (x_0 - x_0_hat)_i^2

@@ -102,13 +102,7 @@ def read_file(data, limits=DEFAULT_LIMITS):
 def describe(data, limits=DEFAULT_LIMITS):
     """The facts of a PerCo file as plain values, without a model."""
     header, parameters, payload = read_file(data, limits)
-    return {
-        "codec": "PerCo",
-        "width": header.width,
-        "height": header.height,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height),
-        "model": header.fingerprint.hex(),
+    return container.facts(header, data) | {
         "preset": parameters.preset,
         "stride": parameters.stride,
         "index_bits": parameters.bits,

@@ -102,13 +102,7 @@ def read_file(data, limits=DEFAULT_LIMITS):
 def describe(data, limits=DEFAULT_LIMITS):
     """The facts of a Relic file as plain values, without a model."""
     header, parameters, payload = read_file(data, limits)
-    return {
-        "codec": "Relic",
-        "width": header.width,
-        "height": header.height,
-        "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height),
-        "model": header.fingerprint.hex(),
+    return container.facts(header, data) | {
         "prompt": parameters.prompt,
         "entropy_model": next(name for name, number in MODEL_NUMBERS.items() if number == parameters.model),
         "rounding": ROUNDINGS[parameters.dithered],

@@ -81,7 +81,7 @@ def worth_coding(power: Tensor, step: float) -> tuple[Tensor, Tensor]:
 
 
 def level_at(statistics: dict, step: float) -> float:
-    """Share of the quantization noise's standard deviation that the denoiser is told, as calibrated for step widths near this."""
+    """Share of the quantization noise's standard deviation that the denoiser should assume, as calibrated for step widths near this."""
     if "level" not in statistics:
         return 1.0
     return float(np.interp(math.log(step), np.log(statistics["steps"]), statistics["level"]))

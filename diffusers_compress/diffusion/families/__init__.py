@@ -1,6 +1,6 @@
 """What differs between families of diffusion models: a small class for each, found from a pipeline's components.
 
-A family is a denoiser with its latents: pictures to x_0 and back, what the network is told of a prompt, and its output for x_t at
+A family is a denoiser with its latents: pictures to x_0 and back, the conditioning on a prompt, and its output for x_t at
 timestep t, which `schedule` and `equations` turn into x_0_hat. All else is the same for all of them. A new family is one class more.
 """
 

@@ -30,5 +30,5 @@ def scale_factor_of(vae: ModelMixin | None) -> int:
 
 
 def flow_time(timesteps: list[int], device: torch.device) -> Tensor:
-    """What flow-matching networks are told of level t: sigma_t T = t + 1."""
+    """The time of level t as flow-matching networks take it: sigma_t T = t + 1."""
     return torch.tensor(timesteps, device=device, dtype=torch.float32) + 1

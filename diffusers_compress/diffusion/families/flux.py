@@ -11,7 +11,7 @@ from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusi
 class Flux(StableDiffusion):
     """FLUX.1 dev and schnell: a flow-matching transformer on packed latents, CLIP for the summary, T5 for the text.
 
-    Where guidance was distilled into the network, it is told 1: no guidance, so that x_0_hat is the mean that coding needs.
+    Where guidance was distilled into the network, its strength is 1: no guidance, so that x_0_hat is the mean that coding needs.
     """
 
     network = "transformer"
@@ -30,7 +30,7 @@ class Flux(StableDiffusion):
         text = self.pipe.text_encoder_2(self.tokens("tokenizer_2", prompts, self.T5_TOKENS))[0]
         return {"text": text.to(self.pipe.transformer.dtype), "summary": summary.to(self.pipe.transformer.dtype)}
 
-    def predict(self, x_t, timesteps, told):
+    def predict(self, x_t, timesteps, conditioning):
         transformer, (rows, columns) = self.pipe.transformer, (side // 2 for side in x_t.shape[-2:])
         packed = F.pixel_unshuffle(x_t.to(transformer.dtype), 2).flatten(2).mT
         where = torch.zeros(rows, columns, 3, dtype=torch.float32, device=x_t.device)
@@ -39,9 +39,9 @@ class Flux(StableDiffusion):
             hidden_states=packed,
             timestep=flow_time(timesteps, x_t.device) / self.pipe.scheduler.config.num_train_timesteps,
             guidance=torch.ones(len(x_t), dtype=torch.float32, device=x_t.device) if transformer.config.guidance_embeds else None,
-            encoder_hidden_states=told["text"],
-            pooled_projections=told["summary"],
-            txt_ids=torch.zeros(told["text"].shape[1], 3, dtype=torch.float32, device=x_t.device),
+            encoder_hidden_states=conditioning["text"],
+            pooled_projections=conditioning["summary"],
+            txt_ids=torch.zeros(conditioning["text"].shape[1], 3, dtype=torch.float32, device=x_t.device),
             img_ids=where.flatten(0, 1),
             return_dict=False,
         )[0]

@@ -35,7 +35,7 @@ class Pixels(StableDiffusion):
             raise ValueError(f"the model is unconditional and takes no prompt, not {next(filter(None, prompts))!r}")
         return {}
 
-    def predict(self, x_t, timesteps, told):
+    def predict(self, x_t, timesteps, conditioning):
         t = torch.tensor(timesteps, device=x_t.device)
         output = self.pipe.unet(x_t.to(self.pipe.unet.dtype), t, return_dict=False)[0].float()
         return output[:, : self.channels]  # some networks predict a variance too: Nichol & Dhariwal 2021

@@ -37,11 +37,11 @@ class StableDiffusion:
         ids = self.tokens("tokenizer", prompts)
         return {"text": self.pipe.text_encoder(ids)[0].to(self.pipe.unet.dtype)}
 
-    def predict(self, x_t: Tensor, timesteps: list[int], told: dict[str, Tensor]) -> Tensor:
+    def predict(self, x_t: Tensor, timesteps: list[int], conditioning: dict[str, Tensor]) -> Tensor:
         """The network's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
         t, unet = torch.tensor(timesteps, device=x_t.device), self.pipe.unet
         x_t = x_t.to(getattr(unet, "input_dtype", unet.dtype))
-        return unet(x_t, t, told["text"], return_dict=False)[0].float()
+        return unet(x_t, t, conditioning["text"], return_dict=False)[0].float()
 
     def encode_picture(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, H/8, W/8] in float32: the mean, not a draw."""

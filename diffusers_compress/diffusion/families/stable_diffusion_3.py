@@ -35,12 +35,12 @@ class StableDiffusion3(StableDiffusion):
         clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return {"text": torch.cat([clip.to(dtype), t5.to(dtype)], -2), "summary": torch.cat([first[0], second[0]], -1).to(dtype)}
 
-    def predict(self, x_t, timesteps, told):
+    def predict(self, x_t, timesteps, conditioning):
         transformer = self.pipe.transformer
         return transformer(
             hidden_states=x_t.to(transformer.dtype),
             timestep=flow_time(timesteps, x_t.device),
-            encoder_hidden_states=told["text"],
-            pooled_projections=told["summary"],
+            encoder_hidden_states=conditioning["text"],
+            pooled_projections=conditioning["summary"],
             return_dict=False,
         )[0].float()

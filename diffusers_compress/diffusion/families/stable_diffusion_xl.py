@@ -11,7 +11,7 @@ from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusi
 
 
 class StableDiffusionXL(StableDiffusion):
-    """SDXL: two text encoders, and a UNet that is told a summary of the text and the picture's size.  Podell et al. 2023."""
+    """SDXL: two text encoders, and a UNet that is conditioned on a summary of the text and on the picture's size.  Podell et al. 2023."""
 
     parts = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
@@ -39,14 +39,14 @@ class StableDiffusionXL(StableDiffusion):
         )
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second[0]
 
-    def predict(self, x_t, timesteps, told):
+    def predict(self, x_t, timesteps, conditioning):
         height, width = (self.pipe.vae_scale_factor * side for side in x_t.shape[-2:])
         # original size, top left corner, target size: Podell et al. 2023, section 2.2
         size = torch.tensor([[height, width, 0, 0, height, width]], device=x_t.device).expand(len(x_t), -1)
-        added = {"text_embeds": told["summary"], "time_ids": size}
+        added = {"text_embeds": conditioning["summary"], "time_ids": size}
         t = torch.tensor(timesteps, device=x_t.device)
         x_t, unet = x_t.to(self.pipe.unet.dtype), self.pipe.unet
-        return unet(x_t, t, told["text"], added_cond_kwargs=added, return_dict=False)[0].float()
+        return unet(x_t, t, conditioning["text"], added_cond_kwargs=added, return_dict=False)[0].float()
 
     def encode_picture(self, x):
         with in_float32(self.pipe.vae):

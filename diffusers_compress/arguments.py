@@ -1,0 +1,51 @@
+"""Checks of arguments that several codecs take."""
+
+import math
+from collections.abc import Iterable
+
+from diffusers_compress.format.container import Header
+
+
+def check_rates(rates: dict[str, float | None], required: bool = True) -> None:
+    """ValueError unless exactly one rate is given (at most one if none is required), in its range."""
+    given = {name: rate for name, rate in rates.items() if rate is not None}
+    if len(given) > 1 or required and not given:
+        count, names = "exactly" if required else "at most", list(rates)
+        raise ValueError(
+            f"give {count} one of {', '.join(names[:-1])} and {names[-1]}; given: {', '.join(given) or 'none'}"
+        )
+    for name, rate in given.items():
+        if not rate > 0:
+            raise ValueError(f"{name} must be above 0, not {rate}")
+        if name == "fidelity" and rate > 1:
+            raise ValueError(f"fidelity must be in (0, 1], not {rate}")
+
+
+def permitted_bytes(header: Header, target_bpp: float | None, max_bytes: float | None) -> float:
+    """Of a picture's file; infinite without a rate."""
+    if max_bytes is None and target_bpp is not None:
+        return header.width * header.height * target_bpp / 8
+    return math.inf if max_bytes is None else max_bytes
+
+
+def prompts_of(prompt: str | list[str], count: int, max_bytes: int) -> list[str]:
+    """A prompt for each picture; ValueError if there are not as many, or one is too long."""
+    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != count:
+        raise ValueError(f"{len(prompts)} prompts were given for {count} pictures")
+    if any(len(text.encode()) > max_bytes for text in prompts):
+        raise ValueError(f"a prompt may have at most {max_bytes} bytes")
+    return prompts
+
+
+def check_choice(name: str, value: str, permitted: Iterable[str]) -> None:
+    """ValueError unless the value is one of the permitted ones."""
+    if value not in permitted:
+        raise ValueError(f"{name} must be one of {', '.join(permitted)}, not {value!r}")
+
+
+def check_output(num_inference_steps: int, output_type: str) -> None:
+    """ValueError for an argument of `decompress` out of its range."""
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+    check_choice("output_type", output_type, ("pil", "np", "pt"))
