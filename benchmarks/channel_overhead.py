@@ -24,8 +24,7 @@ import numpy as np
 import torch
 
 from diffusers_compress.codecs.diffc import reference
-from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import CHANNELS, channel_of
 
 PROFILES = {"even": 0.0, "uneven": 1.5}  # standard deviation of log e
 
@@ -81,7 +80,7 @@ def line(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channels", nargs="+", default=list(CHANNEL_NUMBERS), choices=CHANNEL_NUMBERS)
+    parser.add_argument("--channels", nargs="+", default=list(CHANNELS), choices=CHANNELS)
     parser.add_argument("--trials", type=int, default=40, help="of a trellis; 100 / KL times as many below 100 bits")
     parser.add_argument("--poisson-trials", type=int, default=6, help="0: leave this channel out")
     parser.add_argument("--batch", type=int, default=4, help="pictures at a time")
@@ -97,7 +96,7 @@ def main():
     )
     print("channel    profile     KL    sent  useful  sent/useful       encode ms  decode ms  trials", flush=True)
     for name in args.channels:
-        channel, trials = CHANNELS[CHANNEL_NUMBERS[name]], args.poisson_trials if name == "poisson" else args.trials
+        channel, trials = channel_of(CHANNELS[name].number), args.poisson_trials if name == "poisson" else args.trials
         rows = []
         for profile, spread in PROFILES.items() if trials else ():
             for kl in args.kl:

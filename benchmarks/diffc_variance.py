@@ -23,7 +23,7 @@ import torch
 
 from diffusers_compress import DiffCPipeline, embedded_model, images
 from diffusers_compress.codecs.diffc import format as diffc_format
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import trellis
 from diffusers_compress.diffusion import schedule
 from diffusers_compress.files import write_file
 from diffusers_compress.metrics.distortion import psnr, samples
@@ -40,7 +40,7 @@ def pipeline_of(kind, args):
         pipe.variance_head = None
     if kind in ("fixed", "default"):
         pipe.register_to_config(calibration=None)
-    CHANNELS[1] = replace(CHANNELS[1], wide=kind != "fixed")
+    trellis.TRELLIS = replace(trellis.TRELLIS, wide=kind != "fixed")
     return pipe
 
 

@@ -36,11 +36,11 @@ from diffc_efficiency import PublishedChannel
 from diffusers import DDIMScheduler
 
 from diffusers_compress import contract
-from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc import ends, loop, reference
+from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc.rate import RateControl
 from diffusers_compress.coding import dct, index_payload, randomness
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import CHANNELS, channel_of
 from diffusers_compress.diffusion import schedule
 from diffusers_compress.format import container
 
@@ -129,14 +129,15 @@ def estimate(noise, power, channel, end, kind, seed):
 
 def code(noise, power, x_0, name, kind, steps, end_snr, seed):
     """Send x_0 and receive it -> (steps, sent bits, side bits among them, x_0_hat of the receiver)."""
-    number = diffc_format.CHANNEL_NUMBERS.get(name, 1)
+    number = CHANNELS[name].number if name in CHANNELS else 1
     wide = kind != "none"
     if name == "perfect":
         channel = PerfectChannel(seed, wide)
     elif name == "published":
         channel = PublishedChannel(seed)
     else:
-        channel = replace(CHANNELS[number], wide=wide) if CHANNELS[number].wide else CHANNELS[number]
+        channel = channel_of(number)
+        channel = replace(channel, wide=wide) if channel.wide else channel
     useful = float(torch.log2(1 + end_snr * power).sum()) / 2
     budget = diffc_format.nearest(channel.budget(useful / steps), diffc_format.BUDGET_DIGITS)
     header = container.Header(contract.DIFFC, 8 * power.shape[-1], 8 * power.shape[-2], bytes(4), b"")
@@ -183,7 +184,7 @@ def main():
     parser.add_argument("--exponent", type=float, default=2)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12, 25])
     parser.add_argument("--end-snr", type=float, nargs="+", default=[0.3, 1.0])
-    names = ["perfect", "published", *diffc_format.CHANNEL_NUMBERS]
+    names = ["perfect", "published", *CHANNELS]
     parser.add_argument("--channels", nargs="+", default=["perfect", "trellis"], choices=names)
     parser.add_argument("--errors", nargs="+", default=["exact", "wrong", "none"], choices=["exact", "wrong", "default", "none"])
     args = parser.parse_args()

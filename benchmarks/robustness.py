@@ -188,10 +188,11 @@ def counted(part, count, seed=0):
 
 def large_rows(size=1_000_000):
     """For each codec and channel: what a payload of so many bytes comes to, in seconds and MB beyond those before."""
-    from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS, Parameters, number_of, rank_of
+    from diffusers_compress.codecs.diffc.format import Parameters, number_of, rank_of
+    from diffusers_compress.coding.channels import CHANNELS
 
     budget, rng, rows = number_of(rank_of(8 * size, 5), 5), random.Random(0), []
-    for channel, number in CHANNEL_NUMBERS.items():
+    for channel, (number, *_) in CHANNELS.items():
         head = size.to_bytes(3, "little") if channel == "poisson" else b""
         payload = head + rng.randbytes(size if head else budget // 8)
         parameters = Parameters(number, budget, budget, [128]).to_bytes()

@@ -19,8 +19,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import CHANNELS, channel_of
 
 
 class LiveBytes(TorchDispatchMode):
@@ -81,7 +80,7 @@ def main():
         peaks["VAE, decoding"] = peak_of(lambda: pipe.family.decode_latent(torch.zeros(1, 4, h, w)))
     budget = math.ceil(args.bpp * width * height / args.steps)
     for name in ("trellis", "trellis32"):
-        channel, n = CHANNELS[CHANNEL_NUMBERS[name]], 4 * h * w
+        channel, n = channel_of(CHANNELS[name].number), 4 * h * w
         shift, rank = torch.randn(1, n), torch.zeros(1, n, dtype=torch.int64)
         shift *= math.sqrt(2 * math.log(2) * budget) / shift.norm()
         peaks[f"channel {name}"] = peak_of(lambda: channel.encode(shift, shift.square(), rank, budget, 1))

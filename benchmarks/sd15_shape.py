@@ -28,7 +28,6 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -39,12 +38,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_compress import DiffCPipeline, embedded_model, images
 from diffusers_compress.cli.terminal import quieten_libraries
-from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import CHANNELS, channel_of
 
 PARTS = ("vae", "text", "network", "channel")
 COLUMNS = ("size", "pictures", "bpp", "bytes each", "coded steps", "coder", "", "seconds", *PARTS, "rest", "calls", "peak GiB")
-CHANNEL_NAMES = ("kl", "budget", "wide", "encode", "decode", "payload_bytes", "pack", "unpack")
 
 
 def parse_args():
@@ -55,7 +52,7 @@ def parse_args():
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.03, 0.1])
     parser.add_argument("--steps", type=int, nargs="+", default=[6, 12], help="coded steps")
     parser.add_argument("--decoding-steps", type=int, default=10, help="network calls that finish the picture")
-    parser.add_argument("--channels", nargs="+", default=["trellis"], choices=CHANNEL_NUMBERS)
+    parser.add_argument("--channels", nargs="+", default=["trellis"], choices=CHANNELS)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="pictures at a time")
     parser.add_argument("--reduce", type=int, help="divide all widths by 1, 2 or 4; default: 1 on a GPU, 4 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -172,10 +169,9 @@ def watch(pipe, channel, now):
     methods = {"encode_picture": "vae", "decode_latent": "vae", "encode_prompt": "text", "predict": "network"}
     for name, part in methods.items():
         setattr(pipe, name, watched(getattr(pipe, name), part, seconds, calls, now))
-    number = CHANNEL_NUMBERS[channel]
-    parts = {name: getattr(CHANNELS[number], name) for name in CHANNEL_NAMES}
-    parts |= {name: watched(parts[name], "channel", seconds, calls, now) for name in ("encode", "decode")}
-    CHANNELS[number] = SimpleNamespace(**parts)
+    coder = channel_of(CHANNELS[channel].number)
+    for name in ("encode", "decode"):
+        vars(coder)[name] = watched(getattr(coder, name), "channel", seconds, calls, now)
     return seconds, calls
 
 
@@ -185,9 +181,7 @@ def measure(args, bpp, steps, channel, batch):
     quieten_libraries()
     pipe, photos = load(args), pictures(args, batch)
     options = {"coder": channel, "batch_size": batch}
-    pipe.decompress(
-        pipe.compress(photos, bpp, num_coding_steps=1, **options).bitstreams, num_inference_steps=1, batch_size=batch
-    )
+    pipe.decompress(pipe.compress(photos, bpp, num_coding_steps=1, **options).bitstreams, num_inference_steps=1, batch_size=batch)
     if args.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     now = clock(args)

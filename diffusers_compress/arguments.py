@@ -11,9 +11,7 @@ def check_rates(rates: dict[str, float | None], required: bool = True) -> None:
     given = {name: rate for name, rate in rates.items() if rate is not None}
     if len(given) > 1 or required and not given:
         count, names = "exactly" if required else "at most", list(rates)
-        raise ValueError(
-            f"give {count} one of {', '.join(names[:-1])} and {names[-1]}; given: {', '.join(given) or 'none'}"
-        )
+        raise ValueError(f"give {count} one of {', '.join(names[:-1])} and {names[-1]}; given: {', '.join(given) or 'none'}")
     for name, rate in given.items():
         if not rate > 0:
             raise ValueError(f"{name} must be above 0, not {rate}")

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 
 from diffusers_compress import images
+from diffusers_compress.contract import CODECS, key_of
 from diffusers_compress.metrics import distortion
 
 OURS = "diffusers_compress"
@@ -91,14 +92,17 @@ def write_loader(path: Path, name: str) -> None:
 
 
 def rate_table(pipe: DiffusionPipeline, pictures: Sequence, rates: Sequence[float] = RATES) -> list[dict]:
-    """For each rate in bits per pixel: {"asked", "bpp", "bytes", "psnr"}, means over the pictures, through files."""
-    rows = []
+    """For each rate in bits per pixel: {"asked", "bpp", "bytes", "psnr"}, means over the pictures, through files.
+
+    Of a codec that needs no rate there is one row, at the model's own: "asked" is None.
+    """
+    rows, chosen = [], CODECS[key_of(pipe)].rate == "required"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "picture.dfc")
-        for rate in rates:
-            measured = []
+        for rate in rates if chosen else [None]:
+            measured, options = [], {"target_bpp": rate} if chosen else {}
             for picture in pictures:
-                file.write_bytes(pipe.compress(picture, target_bpp=rate).bitstreams[0])
+                file.write_bytes(pipe.compress(picture, **options).bitstreams[0])
                 decoded = pipe.decompress(file.read_bytes()).images[0]
                 x, x_hat = images.to_tensor(picture)[0], images.to_tensor(decoded)[0]
                 size = file.stat().st_size
@@ -133,7 +137,10 @@ def model_card(pipe: DiffusionPipeline, repo_id: str, license: str, rates: list[
     measured = f"measured: {', '.join(sorted(calibration))}" if calibration else "none; the codec takes its built-in expectations"
     table = "Nothing was measured of this model."
     if rates:
-        lines = [f"| {row['asked']:g} | {row['bpp']:.4f} | {row['bytes']:.0f} | {row['psnr']:.2f} |" for row in rates]
+        lines = [
+            f"| {'-' if row['asked'] is None else format(row['asked'], 'g')} | {row['bpp']:.4f} | {row['bytes']:.0f} | {row['psnr']:.2f} |"
+            for row in rates
+        ]
         table = "\n".join(["| bpp asked | bpp | bytes | PSNR, dB |", "|--|--|--|--|", *lines])
     return ModelCard(CARD.format(header=data.to_yaml(), codec=codec, name=name, repo_id=repo_id, measured=measured, table=table,
                                  family=type(pipe.family).__name__, model=pipe.fingerprint().hex(),

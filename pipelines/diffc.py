@@ -35,9 +35,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from diffusers_compress.arguments import check_choice, check_output, check_rates, permitted_bytes, prompts_of
 from diffusers_compress.codecs.diffc import drift, loop, rate, reference
 from diffusers_compress.codecs.diffc.ends import Channel, Receiver, Sender, drift_of
-from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS, MAX_PROMPT_BYTES, MAX_STEPS, Parameters, read_file
+from diffusers_compress.codecs.diffc.format import MAX_PROMPT_BYTES, MAX_STEPS, Parameters, read_file
 from diffusers_compress.coding import randomness
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import CHANNELS, channel_of
 from diffusers_compress.contract import DIFFC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
@@ -134,19 +134,19 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range, or a size that even an empty file exceeds.
         """
         check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity})
-        check_choice("coder", coder, CHANNEL_NUMBERS)
+        check_choice("coder", coder, CHANNELS)
         if not 1 <= num_coding_steps <= MAX_STEPS:
             raise ValueError(f"num_coding_steps must be from 1 to {MAX_STEPS}, not {num_coding_steps}")
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
         headers, tensors, notes = self.read_pictures(image, DIFFC)
         prompts = prompts_of(prompt, len(tensors), MAX_PROMPT_BYTES)
-        noise = schedule.from_pure_noise(self.noise_schedule())
+        noise, number = schedule.from_pure_noise(self.noise_schedule()), CHANNELS[coder].number
 
         files = [b""] * len(tensors)
         for group, x_0 in self.encode_groups(tensors, batch_size):
             senders = []
             for i, x in zip(group, x_0.split(1)):
-                parameters = Parameters(CHANNEL_NUMBERS[coder], 0, prompt=prompts[i])
+                parameters = Parameters(number, 0, prompt=prompts[i])
                 if fidelity is None:
                     size = permitted_bytes(headers[i], target_bpp, max_bytes)
                     control = rate.within(size, noise, headers[i], parameters, num_coding_steps)
@@ -155,7 +155,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                     bits = reference.expected_bits(self.error_calibration(), x.shape[1:], float(noise.snr[t]))
                     control = rate.down_to(t, noise, headers[i], parameters, num_coding_steps, bits)
                 senders.append(Sender(x, control))
-            ends = self.reverse(noise, CHANNELS[CHANNEL_NUMBERS[coder]], senders, x_0.shape[1:], [prompts[i] for i in group], watch)
+            ends = self.reverse(noise, channel_of(number), senders, x_0.shape[1:], [prompts[i] for i in group], watch)
             for i, sender, (x_t, _) in zip(group, senders, ends):
                 sender.end_at(x_t)
                 files[i] = sender.file()
@@ -210,7 +210,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         for group in groups_of(batch_size, shapes):
             prompts, (shape, channel) = [files[i].parameters.prompt for i in group], shapes[group[0]]
             receivers = [Receiver(coded, files[i].parameters, files[i].payload) for i in group]
-            ends = self.reverse(coded, CHANNELS[channel], receivers, shape, prompts, watch)
+            ends = self.reverse(coded, channel_of(channel), receivers, shape, prompts, watch)
             if reconstruction == "flow":
                 walks = [solvers.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
             else:

@@ -244,7 +244,9 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         noise, device = self.noise_schedule(), self._execution_device
         x_t = torch.stack([randomness.normals(math.prod(shape), randomness.START, seed).reshape(shape) for seed in seeds])
         z_hat = self.hyper_encoder.decode(grids.to(device), *shape[1:]).float()
-        walks = [solvers.solve(x, noise.alpha.numel() - 1, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)]
+        walks = [
+            solvers.solve(x, noise.alpha.numel() - 1, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)
+        ]
         return torch.cat(self.run(walks, texts, guidance_scale, watch, extra_channels=z_hat))
 
     @property

@@ -191,8 +191,9 @@ def diffc_parameters(data):
     bits, check = Bits(data), None
     channel = bits.read(2)
     if channel == 0:
-        channel, check = bits.read(2), bits.read(14)
-    need(channel, "channel")
+        channel = bits.read(2)
+        need(channel, "channel")  # a longer number is that of a channel to come
+        check = bits.read(14)
     prompt = bytes(bits.read(8) for _ in range(bits.read(16))).decode() if bits.read(1) else ""
     budget = number(bits.read(9), 5)
     last = bits.read(len(f"{budget:b}") if budget else 0)

@@ -5,8 +5,11 @@ import inspect
 import io
 import json
 import re
+import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -120,6 +123,93 @@ def test_another_model_is_refused(key, pipe, files):
         notes = other.decompress(files[1], allow_other_model=True, num_inference_steps=1).notes
         assert len(notes) == 1 and re.search(f"{pipe.fingerprint().hex()}.*{other.fingerprint().hex()}", notes[0][0])
     assert pipe.decompress(files[:2], num_inference_steps=1).notes == [[], []]
+
+
+def test_a_callback_looks_on(key, pipe, pictures, files):
+    """It sees each network call, in order; what it does to the tensors, or returns, changes nothing."""
+    seen = []
+
+    def meddle(pipe, step, timestep, tensors):
+        seen.append((step, timestep, sorted(tensors)))
+        tensors["latents"].zero_()
+        return {"latents": None}
+
+    watching = {"callback_on_step_end": meddle, "callback_on_step_end_tensor_inputs": ["noise_pred", "latents"]}
+    plain, watched = (pipe.decompress(files[1], num_inference_steps=2, **more).images[0] for more in ({}, watching))
+    assert np.array_equal(np.asarray(plain), np.asarray(watched))
+    assert seen and all(names == ["latents", "noise_pred"] for *_, names in seen)
+    assert [timestep for _, timestep, _ in seen] == sorted((timestep for _, timestep, _ in seen), reverse=True)
+    with pytest.raises(ValueError, match="latents.*noise_pred.*not.*image"):
+        pipe.decompress(files[1], **watching | {"callback_on_step_end_tensor_inputs": ["image"]})
+    if not contract.unknown_options(pipe.compress, list(watching)):
+        assert pipe.compress(pictures[1], **RATE[CODECS[key].rate], **watching).bitstreams == files[1:2]
+
+
+def test_two_threads_do_not_mix_their_callbacks(pipe, files):
+    """Both calls are under way at the same time; each callback sees its own picture's latents alone."""
+    meeting = threading.Barrier(2, timeout=60)
+
+    def shapes(data):
+        seen = []
+
+        def look(pipe, step, timestep, tensors):
+            if not seen:
+                meeting.wait()
+            seen.append(tuple(tensors["latents"].shape))
+
+        pipe.decompress(data, num_inference_steps=3, callback_on_step_end=look)
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        large, small = pool.map(shapes, files[:2])
+    assert len(set(large)) == len(set(small)) == 1 and large[0] != small[0]
+    assert [len(large), len(small)] == [len(shapes_alone(pipe, data)) for data in files[:2]]
+
+
+def shapes_alone(pipe, data):
+    seen = []
+    pipe.decompress(data, num_inference_steps=3, callback_on_step_end=lambda *step: seen.append(step))
+    return seen
+
+
+def test_both_sides_show_their_progress(key, pipe, pictures, files, capsys, monkeypatch):
+    for name, work in (
+        ("coding", lambda: pipe.compress(pictures[1], **RATE[CODECS[key].rate])),
+        ("painting", lambda: pipe.decompress(files[1], num_inference_steps=2)),
+    ):
+        monkeypatch.setattr(pipe, "_progress_bar_config", {"desc": name})
+        work()
+        err = capsys.readouterr().err
+        assert name in err and ("100%" in err or re.search("[1-9][0-9]*it", err))
+
+
+SECOND_PROCESS = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, sys.argv[1])
+from golden import make
+
+for key in sys.argv[3:]:
+    pipe = make.pipeline(key, "epsilon")
+    image = pipe.decompress(Path(sys.argv[2], f"{key}.dfc").read_bytes(), num_inference_steps=2).images[0]
+    np.save(Path(sys.argv[2], f"{key}.npy"), np.asarray(image))
+"""
+
+
+def test_a_second_process_decodes_the_same_pictures(pictures, tmp_path):
+    """One process for all codecs: starting it takes longer than its work."""
+    expected = {}
+    for key, row in CODECS.items():
+        pipe = make.pipeline(key, "epsilon")
+        data = pipe.compress(pictures[1], **RATE[row.rate]).bitstreams[0]
+        (tmp_path / f"{key}.dfc").write_bytes(data)
+        expected[key] = np.asarray(pipe.decompress(data, num_inference_steps=2).images[0]).astype(int)
+    subprocess.run([sys.executable, "-c", SECOND_PROCESS, Path(__file__).parent, tmp_path, *CODECS], check=True)
+    for key, image in expected.items():
+        assert np.abs(np.load(tmp_path / f"{key}.npy") - image).max() <= 1
 
 
 def test_another_codec_is_refused_by_name(key, pipe, files):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from diffusers_compress.codecs.diffc.format import (
     BUDGET_DIGITS,
     BUDGET_RANK_BITS,
-    CHANNEL_NUMBERS,
     STRIDE_DIGITS,
     STRIDE_RANK_BITS,
     Parameters,
@@ -15,8 +14,8 @@ from diffusers_compress.codecs.diffc.format import (
     number_of,
     rank_of,
 )
-from diffusers_compress.coding.channels import CHANNELS
-from diffusers_compress.errors import Corrupt, LimitExceeded
+from diffusers_compress.coding.channels import CHANNELS, Row, channel_of, name_of, payload_of
+from diffusers_compress.errors import Corrupt, LimitExceeded, UnsupportedVersion
 from diffusers_compress.format.bits import BitWriter
 from diffusers_compress.format.limits import Limits
 
@@ -26,13 +25,20 @@ def parameters(draw):
     budget = number_of(draw(st.integers(0, 2**BUDGET_RANK_BITS - 1)), BUDGET_DIGITS)
     ranks = draw(st.lists(st.integers(1, 2**STRIDE_RANK_BITS - 1), max_size=30))
     return Parameters(
-        channel=draw(st.sampled_from(sorted(CHANNEL_NUMBERS.values()))),
+        channel=draw(st.sampled_from([row.number for row in CHANNELS.values()])),
         budget=budget,
         last=draw(st.integers(0, budget)),
         strides=[number_of(rank, STRIDE_DIGITS) for rank in ranks],
         prompt=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=200)),
         check=draw(st.none() | st.integers(0, 2**14 - 1)),
     )
+
+
+def bits(digits):
+    """These binary digits as bytes, ones behind them."""
+    writer = BitWriter()
+    writer.write(int(digits, 2), len(digits))
+    return writer.to_bytes()
 
 
 def fields(channel=1, prompt=None, budget_rank=36, last=0, last_bits=6, stride_rank=8, differences=()):
@@ -70,7 +76,7 @@ def test_all_steps_but_the_last_have_the_same_budget(wanted):
 def test_any_bytes_are_parameters_or_refused(data):
     try:
         read = Parameters.from_bytes(data)
-    except (Corrupt, LimitExceeded):
+    except (Corrupt, LimitExceeded, UnsupportedVersion):
         return
     assert Parameters.from_bytes(read.to_bytes()) == read
 
@@ -108,8 +114,11 @@ def test_rank_and_nearest_of_any_number(number, digits):
     assert abs(nearest(number, digits) - number) == min(around)
 
 
-def test_every_channel_has_its_number():
-    assert sorted(CHANNEL_NUMBERS.values()) == sorted(CHANNELS)
+@pytest.mark.parametrize("name", CHANNELS)
+def test_every_channel_has_its_number_and_its_payload(name):
+    number = CHANNELS[name].number
+    assert name_of(number) == name and 0 < number < 256
+    assert channel_of(number).pack is payload_of(number).pack
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,9 @@ def test_every_channel_has_its_number():
     [
         (b"", Corrupt, "bits wanted"),
         (b"\x40", Corrupt, "bits wanted"),
-        (fields(channel=0), Corrupt, "channel 0"),
+        (bits("0000000000110"), Corrupt, "channel 3 in eight bits"),
+        (bits("0000000001000"), UnsupportedVersion, "channel 4.*upgrade"),
+        (bits("000011111111100000000000000"), UnsupportedVersion, "channel 255"),
         (fields(last=41), Corrupt, "last budget, 41, is above that of the other steps, 40"),
         (fields(prompt=b"\xff"), Corrupt, "UTF-8"),
         (fields(prompt=b"x" * 4097), LimitExceeded, "4097 bytes"),
@@ -132,10 +143,19 @@ def test_what_no_encoder_writes_is_refused(data, error, words):
         Parameters.from_bytes(data)
 
 
-@pytest.mark.parametrize("wrong", [Parameters(4, 8), Parameters(1, 2**40), Parameters(1, 8, 16), Parameters(1, 8, 3, [2**40])])
+@pytest.mark.parametrize("wrong", [Parameters(256, 8), Parameters(1, 2**40), Parameters(1, 8, 16), Parameters(1, 8, 3, [2**40])])
 def test_a_number_out_of_its_field_is_told(wrong):
     with pytest.raises(ValueError, match="does not fit"):
         wrong.to_bytes()
+
+
+def test_there_is_room_for_channels_to_come(monkeypatch):
+    monkeypatch.setitem(CHANNELS, "dither", Row(4, "poisson", "index_payload"))
+    for check in (None, 0, 0x2ABC):
+        whole = Parameters(4, 40, 33, [1, 2, 3], "a", check)
+        assert Parameters.from_bytes(whole.to_bytes()) == whole
+        short = replace(whole, channel=1)
+        assert len(whole.to_bytes()) - len(short.to_bytes()) in (1, 2)
 
 
 def test_a_check_takes_sixteen_bits_in_front():

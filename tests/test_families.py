@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from diffusers_compress import Corrupt, DiffCPipeline, RelicPipeline, calibration, images
-from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc import ends
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.codecs.diffc import format as diffc_format
+from diffusers_compress.coding.channels import channel_of
 from diffusers_compress.diffusion import equations
 from diffusers_compress.diffusion.families import family_of
 from diffusers_compress.diffusion.schedule import FLOW, from_pure_noise
@@ -68,7 +68,7 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
         assert x_0.shape[1:] == pipe.latent_shape(32, 48)
         _, parameters, messages, _ = diffc_format.read_file(pipe.compress(picture, fidelity=0.8).bitstreams[0])
         receiver = ends.Receiver(noise, parameters, messages)
-        [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
+        [(x_t, t)] = pipe.reverse(noise, channel_of(parameters.channel), [receiver], x_0.shape[1:], [""])
         alpha, sigma = noise.level(t)
         assert float((x_t / alpha - x_0).square().mean()) / (sigma / alpha) ** 2 == pytest.approx(1, rel=0.5)
 
@@ -156,7 +156,11 @@ def test_latents_are_scaled_and_shifted(pipe, photo):
 def test_no_text_is_zeros_for_sdxl(folders):
     pipe = load("diffc", folders["sdxl"])
     conditioning = pipe.encode_prompt(["", "a house"])
-    assert conditioning["text"][0].abs().max() == 0 and conditioning["summary"][0].abs().max() == 0 and conditioning["text"][1].abs().max() > 0
+    assert (
+        conditioning["text"][0].abs().max() == 0
+        and conditioning["summary"][0].abs().max() == 0
+        and conditioning["text"][1].abs().max() > 0
+    )
     other = load("diffc", folders["sdxl"], force_zeros_for_empty_prompt=False)
     assert other.encode_prompt([""])["text"].abs().max() > 0
     assert other.fingerprint() != pipe.fingerprint()

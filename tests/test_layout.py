@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusers_compress.contract import CODECS
+
 ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A module imports from lower layers and from its own folder only; a new one takes its place here.
@@ -88,6 +90,35 @@ def test_no_codec_imports_another(module, path):
     assert own is None or codecs <= {own}
 
 
+# What is shared names no codec, but for these.
+NAMES_CODECS = {"calibration": "measures a model for the codecs that read the result"}
+
+
+def codecs_named(source):
+    """The codecs that a file names in its code: their modules, pipelines, numbers and keys; comments and docstrings may name any."""
+    keys = {key.lower() for key in CODECS} | {codec.name.lower() for codec in CODECS.values()}
+    tree, words = ast.parse(source), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words.add(node.value)
+        elif isinstance(node, (ast.Name, ast.Attribute)):
+            words.add(node.id if isinstance(node, ast.Name) else node.attr)
+    for name in imported_names(source):
+        words.update(name.split("."))
+    return keys & {word.lower().removesuffix("pipeline") for word in words}
+
+
+@pytest.mark.parametrize(("module", "path"), FILES, ids=IDS)
+def test_shared_code_names_no_codec(module, path):
+    if module not in {"codecs", "contract", "pipelines", *NAMES_CODECS}:
+        assert codecs_named(path.read_text(encoding="utf-8")) == set()
+
+
+def test_every_exception_is_one():
+    package = ROOT / "diffusers_compress"
+    assert all(codecs_named((package / f"{module}.py").read_text(encoding="utf-8")) for module in NAMES_CODECS)
+
+
 @pytest.mark.parametrize(("module", "path"), FILES, ids=IDS)
 def test_outside_libraries_keep_to_their_rooms(module, path):
     for name in imported_names(path.read_text(encoding="utf-8")):
@@ -113,6 +144,8 @@ def test_the_checks_see_what_they_forbid():
     assert list(own_modules("def f():\n    from diffusers_compress.pipelines.diffc import DiffCPipeline")) == ["pipelines"]
     assert list(own_modules("from diffusers_compress import images, DiffCPipeline")) == ["images", "root"]
     assert list(imported_names("if x:\n    import constriction.stream")) == ["constriction.stream"]
+    named = "from diffusers_compress.codecs.diffc import drift\nx = RELIC if key == 'perco' else 'a diffc file'"
+    assert codecs_named(named) == {"diffc", "relic", "perco"} and codecs_named('"""As in Relic."""\nx = images') == set()
 
 
 def text_files():

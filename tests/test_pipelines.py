@@ -13,10 +13,10 @@ from PIL import Image
 from diffusers_compress import Corrupt, DiffCPipeline, LimitExceeded, VarianceHead, WrongModel, calibration, contract, images
 from diffusers_compress.codecs.diffc import drift, ends, reference
 from diffusers_compress.codecs.diffc import format as diffc_format
-from diffusers_compress.codecs.diffc.format import CHANNEL_NUMBERS, STRIDE_UNIT, Parameters, describe
+from diffusers_compress.codecs.diffc.format import STRIDE_UNIT, Parameters, describe
 from diffusers_compress.codecs.diffc.rate import MIN_BUDGET, RateControl, overhead
 from diffusers_compress.codecs.diffc.timesteps import next_timestep, timesteps_of
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import CHANNELS, channel_of
 from diffusers_compress.diffusion.schedule import from_pure_noise, from_scheduler
 from diffusers_compress.errors import BitstreamError
 from diffusers_compress.format import container
@@ -91,7 +91,7 @@ def test_compressing_twice_gives_the_same_bytes(pipe, photo, coded):
     assert pipe.compress(photo, target_bpp=0.2).bitstreams[0] == coded
 
 
-@pytest.mark.parametrize("channel", CHANNEL_NUMBERS)
+@pytest.mark.parametrize("channel", CHANNELS)
 def test_the_receiver_ends_where_the_sender_did(informed, photo, monkeypatch, channel):
     """Both ends hold the very same x_t and t at the end of the stream."""
     found, reverse = [], DiffCPipeline.reverse
@@ -114,7 +114,7 @@ def test_the_stream_brings_x_t_nearer_to_x_0(pipe, photo):
         _, parameters, messages, _ = diffc_format.read_file(data)
         receiver = ends.Receiver(noise, parameters, messages)
         with torch.no_grad():
-            [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
+            [(x_t, t)] = pipe.reverse(noise, channel_of(parameters.channel), [receiver], x_0.shape[1:], [""])
         assert t == timesteps_of(noise, parameters)[-1]
         alpha, sigma = noise.level(t)
         errors.append(float((x_t / alpha - x_0).square().mean()) / (sigma / alpha) ** 2)
@@ -131,7 +131,7 @@ def test_more_room_than_a_picture_needs(pipe, photo, size, max_bytes):
     with torch.no_grad():
         x_0 = pipe.encode_picture(images.to_tensor(picture)[0][None])
         receiver = ends.Receiver(noise, parameters, messages)
-        [(x_t, t)] = pipe.reverse(noise, CHANNELS[parameters.channel], [receiver], x_0.shape[1:], [""])
+        [(x_t, t)] = pipe.reverse(noise, channel_of(parameters.channel), [receiver], x_0.shape[1:], [""])
     assert t == 0
     alpha, sigma = noise.level(0)
     assert float((x_t / alpha - x_0).square().mean()) < 10 * (sigma / alpha) ** 2  # a step of so many bits is not exact
@@ -277,7 +277,7 @@ def test_guidance_moves_the_picture_only_with_a_prompt(pipe, photo, coded):
     assert_same(latent(pipe, coded), latent(pipe, coded, guidance_scale=100.0))
 
 
-@pytest.mark.parametrize("channel", CHANNEL_NUMBERS)
+@pytest.mark.parametrize("channel", CHANNELS)
 def test_every_prefix_decodes_to_its_whole_steps(pipe, photo, channel):
     data = pipe.compress(photo, max_bytes=100, coder=channel).bitstreams[0]
     _, offset = container.read_header(data)
@@ -507,7 +507,7 @@ def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):
 
 def test_no_symbol_depends_on_a_networks_float(informed, photo, monkeypatch):
     """A network whose every output is off by 1e-3: the file still parses and decodes, to nearly the same picture."""
-    for channel in CHANNEL_NUMBERS:
+    for channel in CHANNELS:
         data = informed.compress(photo, max_bytes=150, coder=channel).bitstreams[0]
         seen, transmit = [], ends.Receiver.transmit
         keep = lambda *args: seen.append((args[1], args[3], args[4])) or transmit(*args)  # noqa: E731

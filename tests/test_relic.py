@@ -196,9 +196,7 @@ def test_calibrated_level_lowers_the_timestep(pipe):
     levels = {"steps": [0.25, 1.0], "level": [0.5, 0.7]}
     other.register_to_config(calibration={"latent": {"mean": [0.0] * 4, "std": [1.0] * 4, **levels}})
     for step, level in ((0.1, 0.5), (0.5, 0.6), (4.0, 0.7)):
-        parameters, _ = plan(
-            Parameters(1, True, step_number(step), 0, 0, None), torch.zeros(4, 8, 8), noise, other.statistics()
-        )
+        parameters, _ = plan(Parameters(1, True, step_number(step), 0, 0, None), torch.zeros(4, 8, 8), noise, other.statistics())
         wanted = level * step / 12**0.5
         assert parameters.timestep == int((noise.ratio - 1 / wanted).abs().argmin())
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from diffusers_compress.codecs.diffc import reference
-from diffusers_compress.coding.channels import CHANNELS, trellis
+from diffusers_compress.coding.channels import trellis
 
-TRELLIS, TRELLIS32 = CHANNELS[1], CHANNELS[3]
+TRELLIS, TRELLIS32 = trellis.TRELLIS, trellis.TRELLIS32
 BOTH = pytest.mark.parametrize("channel", [TRELLIS, TRELLIS32], ids=["trellis", "trellis32"])
 
 

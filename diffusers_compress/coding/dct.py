@@ -9,7 +9,7 @@ from torch import Tensor
 BLOCK = 4
 
 
-@functools.cache
+@functools.lru_cache(32)
 def _dct(n: int, block: int, device=None) -> Tensor:
     """Orthonormal DCT-II of each `block` of n numbers (the last may be shorter) -> [n, n] float32."""
     matrix = torch.zeros(n, n, dtype=torch.float64)

@@ -12,7 +12,7 @@ from diffusers_compress.codecs.diffc.format import File, Parameters
 from diffusers_compress.codecs.diffc.rate import RateControl
 from diffusers_compress.codecs.diffc.timesteps import timesteps_of
 from diffusers_compress.coding import dct
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import channel_of
 from diffusers_compress.coding.channels.trellis import Trellis
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.format import container
@@ -25,7 +25,7 @@ class Sender:
 
     def __init__(self, x_0: Tensor, rate: RateControl):
         self.x_0, self.rate, self.messages = x_0, rate, []
-        self.channel = CHANNELS[rate.parameters.channel]
+        self.channel = channel_of(rate.parameters.channel)
 
     def goes_on(self, t: int, step: int) -> bool:
         return self.rate.goes_on(t, step)

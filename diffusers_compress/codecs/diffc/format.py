@@ -1,19 +1,17 @@
 """DiffC's own part of a file, read without torch: parameters, messages, facts. FORMAT.md, section "Parameters"."""
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import accumulate
 from typing import NamedTuple
 
+from diffusers_compress.coding import channels
 from diffusers_compress.contract import DIFFC
-from diffusers_compress.errors import Corrupt, LimitExceeded
+from diffusers_compress.errors import Corrupt, LimitExceeded, UnsupportedVersion
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter
 from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, check_prompt
 
-CHANNEL_NUMBERS = {"trellis": 1, "poisson": 2, "trellis32": 3}
-PAYLOADS = {1: "bit_payload", 2: "index_payload", 3: "bit_payload"}  # how the messages of a channel are written
 MAX_PROMPT_BYTES, MAX_STEPS = DEFAULT_LIMITS.prompt_bytes, DEFAULT_LIMITS.steps
 STRIDE_UNIT = 1024  # strides are counted in 1/1024 of alpha/sigma
 
@@ -22,6 +20,7 @@ BUDGET_DIGITS, BUDGET_RANK_BITS = 5, 9
 STRIDE_DIGITS, STRIDE_RANK_BITS = 4, 8
 RICE = 1
 CHECK_BITS = 14  # see `drift`
+MAX_SHORT_CHANNEL = 3  # larger numbers take eleven bits more
 
 
 @dataclass
@@ -48,9 +47,11 @@ class Parameters:
         """At least 2 bytes. ValueError if a number is out of its field's range."""
         text = self.prompt.encode()
         writer = BitWriter()
-        if self.check is not None:
-            writer.write(0, 2)
-        writer.write(self.channel, 2)
+        if self.channel > MAX_SHORT_CHANNEL:
+            for value, bits in ((0, 4), (self.channel, 8), (self.check is not None, 1)):
+                writer.write(int(value), bits)
+        else:
+            writer.write(self.channel, 2 if self.check is None else 4)
         if self.check is not None:
             writer.write(self.check, CHECK_BITS)
         writer.write(bool(text), 1)
@@ -69,13 +70,19 @@ class Parameters:
 
     @classmethod
     def from_bytes(cls, data, limits=DEFAULT_LIMITS):
-        """Inverse of `to_bytes`. Corrupt or LimitExceeded for what no encoder writes."""
+        """Inverse of `to_bytes`. Corrupt or LimitExceeded for what no encoder writes, UnsupportedVersion for a channel to come."""
         reader = BitReader(data)
-        channel, check = reader.read(2), None
-        if channel == 0:
-            channel, check = reader.read(2), reader.read(CHECK_BITS)
-        if channel not in CHANNEL_NUMBERS.values():
-            raise Corrupt(f"the file names channel {channel}; known channels are {CHANNEL_NUMBERS}")
+        channel = reader.read(2)
+        checked = channel == 0
+        if checked:
+            channel = reader.read(2)
+            if channel == 0:
+                channel, checked = reader.read(8), reader.read(1)
+                if channel <= MAX_SHORT_CHANNEL:
+                    raise Corrupt(f"the file names channel {channel} in eight bits where two are enough")
+        check = reader.read(CHECK_BITS) if checked else None
+        if channel not in (row.number for row in channels.CHANNELS.values()):
+            raise UnsupportedVersion(f"the file names channel {channel}, which is not known here; upgrade diffusers_compress")
         prompt = b""
         if reader.read(1):
             length = reader.read(16)
@@ -142,7 +149,7 @@ def read_parts(data, limits=DEFAULT_LIMITS):
     header, offset = container.read_header(data, limits)
     container.check_codec(header, DIFFC)
     parameters = Parameters.from_bytes(header.parameters, limits)
-    form = import_module(f"diffusers_compress.coding.{PAYLOADS[parameters.channel]}")
+    form = channels.payload_of(parameters.channel)
     payload, complete = container.read_payload(data, offset, form.payload_bytes(parameters.budgets, data[offset:]))
     return header, parameters, form, payload, complete
 
@@ -157,7 +164,7 @@ def describe(data, limits=DEFAULT_LIMITS):
     """The facts of a DiffC file as plain values, without a model."""
     header, parameters, form, payload, complete = read_parts(data, limits)
     return container.facts(header, data) | {
-        "coder": next(name for name, number in CHANNEL_NUMBERS.items() if number == parameters.channel),
+        "coder": channels.name_of(parameters.channel),
         "prompt": parameters.prompt,
         "steps": len(parameters.budgets),
         "steps_present": form.steps_present(payload, parameters.budgets),

@@ -17,7 +17,7 @@ from diffusers_compress.codecs.diffc.format import (
     rank_of,
 )
 from diffusers_compress.codecs.diffc.timesteps import next_timestep
-from diffusers_compress.coding.channels import CHANNELS
+from diffusers_compress.coding.channels import channel_of
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.format import container
 from diffusers_compress.format.container import Header
@@ -105,7 +105,7 @@ def within(max_bytes: float, noise: NoiseSchedule, header: Header, parameters: P
 def down_to(t: int, noise: NoiseSchedule, header: Header, parameters: Parameters, steps: int, bits: float) -> RateControl:
     """For a file that goes down to timestep t; an average picture takes so many bits there, in so many steps."""
     parameters.check = 0 if bits >= 8 * CHECKED_BYTES else None
-    budget = max(MIN_BUDGET, CHANNELS[parameters.channel].budget(bits / steps))
+    budget = max(MIN_BUDGET, channel_of(parameters.channel).budget(bits / steps))
     parameters.budget = nearest(budget, BUDGET_DIGITS)
     return RateControl(noise, header, parameters, t, MAX_STEPS, math.inf)
 
@@ -117,7 +117,7 @@ def overhead(header: Header, parameters: Parameters) -> int:
 
 def file_bytes(header: Header, parameters: Parameters) -> int:
     """Bytes of a file with these parameters."""
-    return overhead(header, parameters) + CHANNELS[parameters.channel].payload_bytes(parameters.budgets)
+    return overhead(header, parameters) + channel_of(parameters.channel).payload_bytes(parameters.budgets)
 
 
 def budget_to_fill(header: Header, parameters: Parameters, steps: int, max_bytes: float) -> int:

@@ -26,7 +26,7 @@ DC_BANDS = 12  # half octaves
 BANDS = AC_BANDS + DC_BANDS
 
 
-@functools.cache
+@functools.lru_cache(32)
 def frequencies(h: int, w: int) -> Tensor:
     """Radial frequency of each coefficient in cycles per latent pixel, at least 1/256 -> [h, w] float64."""
     y, x = torch.arange(h)[:, None], torch.arange(w)[None]
@@ -36,7 +36,7 @@ def frequencies(h: int, w: int) -> Tensor:
     return torch.where((y % BLOCK + x % BLOCK) == 0, over_all, inside).clamp(min=1 / 256)
 
 
-@functools.cache
+@functools.lru_cache(32)
 def bands(h: int, w: int) -> Tensor:
     """Band of each coefficient -> [h, w] int64: 0 .. 14 a block's own frequencies in rows, from 15 on half octaves of the means'."""
     y, x = torch.arange(h)[:, None] % BLOCK, torch.arange(w)[None] % BLOCK

@@ -10,7 +10,15 @@ from diffusers_compress.codecs.perco.format import BYTES, NO_CAPTION, WORDS, Par
 from diffusers_compress.coding import grid_model
 from diffusers_compress.coding.grid_model import Codebook
 from diffusers_compress.coding.range_coder import Decoder, Encoder
-from diffusers_compress.coding.text import Vocabulary, decode_bytes, decode_words, encode_bytes, encode_words, split
+from diffusers_compress.coding.text import (
+    Vocabulary,
+    decode_bytes,
+    decode_words,
+    encode_bytes,
+    encode_words,
+    split,
+    vocabulary_of,
+)
 from diffusers_compress.errors import Corrupt
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter

@@ -12,12 +12,37 @@ Every channel has the same names (B pictures, n dimensions, `budget` a non-negat
     unpack(payload, budgets) -> messages                of the whole steps that a payload holds
 """
 
-from diffusers_compress.coding.channels import poisson
-from diffusers_compress.coding.channels.trellis import Trellis, survivors
+from importlib import import_module
+from pkgutil import resolve_name
+from types import ModuleType
+from typing import Any, NamedTuple
 
-# The lines through the useful bits were measured (benchmarks/channel_overhead.py).
+
+class Row(NamedTuple):
+    """number: in the file; channel: "module:name" in this folder; payload: module in `coding` that writes its messages, without torch."""
+
+    number: int
+    channel: str
+    payload: str
+
+
 CHANNELS = {
-    1: Trellis(state_bits=14, slope=0.925, intercept=2.35),
-    2: poisson,
-    3: Trellis(state_bits=32, slope=0.96, intercept=2.6, survivors=survivors),
+    "trellis": Row(1, "trellis:TRELLIS", "bit_payload"),
+    "poisson": Row(2, "poisson", "index_payload"),
+    "trellis32": Row(3, "trellis:TRELLIS32", "bit_payload"),
 }
+
+
+def name_of(number: int) -> str:
+    """The channel with this number."""
+    return next(name for name, row in CHANNELS.items() if row.number == number)
+
+
+def channel_of(number: int) -> Any:
+    """What sends and receives, as described above."""
+    return resolve_name(f"{__name__}.{CHANNELS[name_of(number)].channel}")
+
+
+def payload_of(number: int) -> ModuleType:
+    """What writes and reads the payload, and knows its length."""
+    return import_module(f"diffusers_compress.coding.{CHANNELS[name_of(number)].payload}")

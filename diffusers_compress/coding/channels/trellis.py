@@ -232,3 +232,8 @@ def _scores(terms: Tensor, bounds: list[int], windows: Tensor) -> Tensor:
         # From dimension `start` on a state's window is that of a later state.
         result = result + (factors.transpose(1, 2).flatten(2) @ windows).roll(-start, -1)
     return result
+
+
+# The lines through the useful bits were measured (benchmarks/channel_overhead.py).
+TRELLIS = Trellis(state_bits=14, slope=0.925, intercept=2.35)
+TRELLIS32 = Trellis(state_bits=32, slope=0.96, intercept=2.6, survivors=survivors)
