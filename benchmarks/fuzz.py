@@ -33,7 +33,7 @@ from robustness import files, parsed, parts, seal  # noqa: E402
 
 LIMITS = Limits(pixels=32 * 32)
 LARGEST = 400  # bytes of an input that is kept
-CODEBOOK = make.hyper_encoder().law()
+CODEBOOK = make.hyper_encoder().probability_model()
 VOCABULARY = vocabulary_of(make.tokenizer(ALPHABET, make.MERGES))
 
 

@@ -217,7 +217,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         self, payload: bytes, parameters: Parameters, latent_shape: tuple[int, int, int], limits: Limits
     ) -> tuple[Tensor, str]:
         """(grid [a, b], caption) of a file. WrongModel if this model has another grid, or the caption needs another tokenizer."""
-        config, codebook = self.hyper_encoder.config, self.hyper_encoder.law()
+        config, codebook = self.hyper_encoder.config, self.hyper_encoder.probability_model()
         if (parameters.stride, parameters.bits) != (config.stride, bits_of(codebook.size)):
             raise WrongModel(
                 f"the file's grid has stride {parameters.stride} and indices of {parameters.bits} bits, this model's has "
@@ -255,6 +255,6 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         return StableDiffusion(self)
 
     def fingerprint(self, fused: bool = False) -> bytes:
-        """Four bytes that tell this model from others, its codebook's law and its tokenizer's vocabulary included."""
-        config = {"law": self.hyper_encoder.law().identity(), "vocabulary": vocabulary_of(self.tokenizer).identity}
+        """Four bytes that tell this model from others, its codebook's probability model and its tokenizer's vocabulary included."""
+        config = {"law": self.hyper_encoder.probability_model().identity(), "vocabulary": vocabulary_of(self.tokenizer).identity}
         return super().fingerprint({"hyper_encoder": self.hyper_encoder}, config, fused)

@@ -74,7 +74,7 @@ def test_published_shapes_make_a_hyper_encoder(converter, size, codebook_size, c
     shapes = shapes_of(4, 192, 320, size, codebook_size, 32)
     state = weights(shapes)
     hyper_encoder = converter.convert_hyper_encoder(state)
-    assert hyper_encoder.config.stride == 64 // size and hyper_encoder.law().size == codebook_size
+    assert hyper_encoder.config.stride == 64 // size and hyper_encoder.probability_model().size == codebook_size
     backbone = sum(parameter.numel() for name, parameter in hyper_encoder.named_parameters() if name.startswith("backbone"))
     assert count is None or backbone == count
     assert backbone == sum(tensor.numel() for name, tensor in state.items() if name.startswith("backbone"))

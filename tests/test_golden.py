@@ -78,6 +78,6 @@ def test_it_reads_all_symbols_of_relic(name):
 def test_it_reads_grid_and_caption_of_perco(name):
     case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
     pipe = pipeline("perco", case["model"])
-    law = pipe.hyper_encoder.law()
-    facts = minimal_reader.perco(data, law.frequency.tolist(), law.places.tolist(), pipe.tokenizer.get_vocab())
+    model = pipe.hyper_encoder.probability_model()
+    facts = minimal_reader.perco(data, model.frequency.tolist(), model.places.tolist(), pipe.tokenizer.get_vocab())
     assert {key: facts[key] for key in case["symbols"]} == case["symbols"]

@@ -100,8 +100,8 @@ def test_no_type_changes_the_law(dtype, tmp_path):
     model.settle(torch.rand(64))
     model.save_pretrained(tmp_path)
     narrow = HyperEncoder.from_pretrained(tmp_path, torch_dtype=dtype)
-    assert narrow.dtype == dtype and narrow.law().identity() == model.law().identity()
-    assert model.law().frequency.min() >= 1 and np.abs(model.law().places).max() == 127
+    assert narrow.dtype == dtype and narrow.probability_model().identity() == model.probability_model().identity()
+    assert model.probability_model().frequency.min() >= 1 and np.abs(model.probability_model().places).max() == 127
 
 
 def test_wrong_arguments_are_named():

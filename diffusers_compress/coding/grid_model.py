@@ -1,7 +1,7 @@
-"""The law of each index of a grid from those before it: FORMAT.md, section "PerCo", "Indices". All in integers.
+"""The distribution of each index of a grid from those before it: FORMAT.md, section "PerCo", "Indices". All in integers.
 
-Several experts foretell the next index, each with a law over the codebook: none is likelier than another; as often as in training; as
-often as in this grid so far; near in the codebook to the cell on the left, above, to both, or to where their trend leads. Their laws
+Several experts foretell the next index, each with a distribution over the codebook: none is likelier than another; as often as in training; as
+often as in this grid so far; near in the codebook to the cell on the left, above, to both, or to where their trend leads. Their distributions
 are mixed with weights in proportion to the probability that each has given to the grid so far (Bayes), with a floor under the
 weights, so that an expert that was wrong at the sky may be right at the grass (Herbster & Warmuth 1998, fixed share).
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ONE = 1 << 20  # sum of an expert's law, about
+ONE = 1 << 20  # sum of an expert's distribution, about
 WEIGHTS = 1 << 16  # sum of the weights, about
 FLOOR = 64
 SHIFT = 14  # the mixture has a sum of about 2^22
@@ -33,7 +33,7 @@ class Codebook:
         return len(self.frequency)
 
     def identity(self) -> int:
-        """CRC-32 of all that decides a law."""
+        """CRC-32 of all that decides a distribution."""
         return zlib.crc32(self.places.astype(np.int8).tobytes(), zlib.crc32(self.frequency.astype("<u2").tobytes()))
 
     def octaves(self, points: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -81,10 +81,10 @@ def walk(codebook: Codebook, shape: tuple[int, int]):
             if len(octaves)
             else fixed[:1] * NEAR
         )
-        laws = np.stack([*fixed, ONE * own // own.sum(), *near])
-        index = yield 1 + (weights @ laws >> SHIFT)
+        experts = np.stack([*fixed, ONE * own // own.sum(), *near])
+        index = yield 1 + (weights @ experts >> SHIFT)
 
-        share = weights * laws[:, index]
+        share = weights * experts[:, index]
         weights = np.maximum(FLOOR, WEIGHTS * share // share.sum())
         seen[np.arange(len(octaves)), octaves[:, index]] += SEEN
         own[index] += OWN
@@ -94,22 +94,22 @@ def walk(codebook: Codebook, shape: tuple[int, int]):
 
 def encode(encoder, grid: np.ndarray, codebook: Codebook):
     """Append the indices [a, b] to a range coder."""
-    laws, indices = walk(codebook, grid.shape), grid.flatten()
-    frequencies = next(laws)
+    steps, indices = walk(codebook, grid.shape), grid.flatten()
+    frequencies = next(steps)
     for index in indices:
         encoder.encode_all(np.array([index]), frequencies[None])
         try:
-            frequencies = laws.send(index)
+            frequencies = steps.send(index)
         except StopIteration:
             return
 
 
 def decode(decoder, shape: tuple[int, int], codebook: Codebook) -> np.ndarray:
     """The indices [a, b] that `encode` wrote."""
-    laws = walk(codebook, shape)
-    frequencies = next(laws)
+    steps = walk(codebook, shape)
+    frequencies = next(steps)
     while True:
         try:
-            frequencies = laws.send(decoder.decode_all(frequencies[None])[0])
+            frequencies = steps.send(decoder.decode_all(frequencies[None])[0])
         except StopIteration as stop:
             return stop.value

@@ -36,7 +36,7 @@ def octave_count(bits: int) -> int:
 
 @functools.cache
 def octave_frequencies(bits: int) -> tuple[int, ...]:
-    """Zipf law with exponent 1 + 1 / (bits + 1.5), summed over octaves: a geometric law, in integers."""
+    """Zipf's distribution with exponent 1 + 1 / (bits + 1.5), summed over octaves: a geometric one, in integers."""
     # ratio = floor(2^16 * 2^(-1 / (bits + 1.5))): the largest integer whose power `root` is at most 2^(16 root - 2)
     root = 2 * bits + 3
     ratio = next(r for r in range(2**16, 0, -1) if r**root <= 2 ** (16 * root - 2))
@@ -51,7 +51,7 @@ def payload_bytes(budgets: list[int], payload: bytes | None = None) -> int:
 
 
 def pack(messages: list[np.ndarray], budgets: list[int]) -> bytes:
-    """Length of the rest, then one range-coder stream: octave of index + 1 under a Zipf law, offset in the octave uniform."""
+    """Length of the rest, then one range-coder stream: octave of index + 1 under Zipf's distribution, offset in the octave uniform."""
     encoder = Encoder()
     for message, budget in zip(messages, budgets, strict=True):
         if len(message) != chunk_count(budget):

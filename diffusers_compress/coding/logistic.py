@@ -1,6 +1,6 @@
-"""Integers coded under logistic laws, in integer tables: FORMAT.md, section "Relic", "Symbols".
+"""Integers coded under logistic distributions, in integer tables: FORMAT.md, section "Relic", "Symbols".
 
-A quantized value k has the law of round(x) for x logistic around `mean / UNIT` with scale `2 ** (index / 4 - 5)`, both integers, so
+A quantized value k is distributed as round(x) for x logistic around `mean / UNIT` with scale `2 ** (index / 4 - 5)`, both integers, so
 that all machines use the same table. `index` above the tables' last means that low bits of k are sent as they are.
 """
 
@@ -45,7 +45,7 @@ def entropies() -> np.ndarray:
 
 
 def entropy(index):
-    """Bits that a value takes on average under laws of these scales, which need not be integers. Float array."""
+    """Bits that a value takes on average under distributions of these scales, which need not be integers. Float array."""
     beyond = np.maximum(0, index - (TABLES - 1)) / PER_OCTAVE
     return np.interp(index, np.arange(TABLES), entropies(), left=0.0) + beyond
 
@@ -72,7 +72,7 @@ def expectation(k, mean, index, points=64):
     """What x, in parts of the step, is on average where it is rounded to k: float array [N]. No file depends on it."""
     scale = 2.0 ** (index / PER_OCTAVE - 5)[:, None]
     x = k[:, None] + (np.arange(points) + 0.5) / points - 0.5
-    # The law's density is 1 / (4 cosh^2(x / 2)); its logarithm, so that tails keep their shape
+    # The density is 1 / (4 cosh^2(x / 2)); its logarithm, so that tails keep their shape
     far = np.abs(x - mean[:, None] / UNIT) / scale
     density = -far - 2 * np.log1p(np.exp(-far))
     weight = np.exp(density - density.max(1, keepdims=True))

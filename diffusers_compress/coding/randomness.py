@@ -37,7 +37,7 @@ def words(n: int, stream: int, step: int = 0, device=None, offset: int = 0) -> T
 
 @functools.cache
 def normal_table(device: torch.device) -> Tensor:
-    """Midpoint quantiles of the standard normal law, rounded to multiples of 2**-16 -> [65536] float32, rising."""
+    """Midpoint quantiles of the standard normal distribution, rounded to multiples of 2**-16 -> [65536] float32, rising."""
     quantile = statistics.NormalDist().inv_cdf
     upper = [round(quantile((i + 0.5) / 65536) * 65536) for i in range(32768, 65536)]
     return torch.tensor([-q for q in reversed(upper)] + upper, dtype=torch.float32, device=device) / 65536

@@ -1,7 +1,7 @@
-"""Text to bits and back under static integer laws: as words of a CLIP tokenizer, or as letters. FORMAT.md, section "PerCo", "Captions".
+"""Text to bits and back under static integer distributions: as words of a CLIP tokenizer, or as letters. FORMAT.md, section "PerCo", "Captions".
 
 Words are token ids with what the tokenizer forgets (capitals, missing spaces) beside them, and serve only where they give the text
-back exactly. Letters are the text's UTF-8 under the letters' law.
+back exactly. Letters are the text's UTF-8 under the letters' distribution.
 """
 
 import functools
@@ -16,7 +16,7 @@ from diffusers_compress.format.limits import Limits, check_prompt
 
 WORD_END = "</w>"
 
-# Laws, by frequencies. Tokens of CLIP are numbered by falling frequency from 512 on, so a class of them is an octave of numbers:
+# Distributions, by frequencies. Tokens of CLIP are numbered by falling frequency from 512 on, so a class of them is an octave of numbers:
 # a byte within a word, one that ends a word, 512, 513-514, 515-518, ... Counted on thirty captions that nothing was measured on.
 TOKEN_CLASSES = (2, 61, 1, 1, 12, 9, 27, 4, 13, 6, 13, 19, 45, 41, 28, 32, 13, 4, 2, 1, 1, 1)
 SINGLE_BYTES = 256
@@ -38,7 +38,7 @@ ALPHABET = printable_bytes()
 
 
 def byte_frequencies() -> tuple[int, ...]:
-    """Of each byte: Zipf's law over the letters, little for large letters and figures, least for the rest."""
+    """Of each byte: Zipf's distribution over the letters, little for large letters and figures, least for the rest."""
     frequencies = [1] * 256
     for rank, letter in enumerate(LETTERS):
         frequencies[ord(letter)] = 6000 // (rank + 4)

@@ -80,7 +80,7 @@ class HyperEncoder(ModelMixin, ConfigMixin):
         self.project_out = nn.Linear(codebook_dim, out_channels)
         # Use of each code relative to its fair share, over the last thirty training batches; at first none is in use
         self.register_buffer("usage", torch.zeros(codebook_size))
-        # What the law of the indices follows from: integers up to 255, which no floating-point type rounds (see `settle`)
+        # What the probability model of the indices follows from: integers up to 255, which no floating-point type rounds (see `settle`)
         self.register_buffer("frequency", torch.ones(codebook_size))
         self.register_buffer("places", torch.zeros(codebook_size, codebook_dim))
 
@@ -142,7 +142,7 @@ class HyperEncoder(ModelMixin, ConfigMixin):
         if counts is not None:
             self.frequency.copy_((255 * counts / counts.max()).round().clamp(min=1))
 
-    def law(self) -> Codebook:
+    def probability_model(self) -> Codebook:
         """What `grid_model` codes the indices under."""
         return Codebook(*(integers.cpu().double().numpy().astype(np.int64) for integers in (self.frequency, self.places)))
 

@@ -1,7 +1,7 @@
-"""The law of each quantized latent from a network: a mean-scale hyperprior with context, for all rates.
+"""The distribution of each quantized latent from a network: a mean-scale hyperprior with context, for all rates.
 
 Balle et al., Variational image compression with a scale hyperprior (2018); Minnen et al., Joint autoregressive and hierarchical
-priors (2018). y_hat, the quantized latent, is coded in the order of `context_model.batches` under logistic laws whose mean and
+priors (2018). y_hat, the quantized latent, is coded in the order of `context_model.batches` under logistic distributions whose mean and
 scale a small network gives, from the known neighbours and from z_hat, side information that an analysis network h_a makes and
 that is sent first. Whatever decides a table is an integer: weights, activations in [-127, 127] and their sums, which stay far below
 2^24, where float32 is exact in any order of summation. The networks see the latent in units of its local spread, which is why one
@@ -159,7 +159,7 @@ class HyperPrior(ModelMixin, ConfigMixin):
             x = layer(x).relu()
         return centre, spread, level, x[0]
 
-    def laws(self, kind: int, trunk: Tensor, earlier: Tensor, channels=slice(None)) -> tuple[Tensor, Tensor]:
+    def distributions(self, kind: int, trunk: Tensor, earlier: Tensor, channels=slice(None)) -> tuple[Tensor, Tensor]:
         """Heads of `channels`: trunk [M, width], earlier [G, M, C] (see `deviation`) -> shift in spreads / 64, scale: [G, M] each."""
         first, second = self.heads[kind]
         x = torch.cat([trunk.expand(len(earlier), -1, -1), earlier, earlier.abs()], -1)
@@ -183,8 +183,8 @@ class HyperPrior(ModelMixin, ConfigMixin):
             centre, spread, level, trunk = self.context(v, batch, units, features, w, dithered)
             value = v[..., batch.positions]
             known = deviation(value, centre, spread).movedim(1, -1).flatten(0, 1)
-            laws = self.laws(batch.kind, trunk, before[:, None] * known, channels)
-            shift, scale = (x.unflatten(1, (len(v), -1)).movedim(0, 1) for x in laws)
+            found = self.distributions(batch.kind, trunk, before[:, None] * known, channels)
+            shift, scale = (x.unflatten(1, (len(v), -1)).movedim(0, 1) for x in found)
             offset = ((value - centre)[:, channels] - shift * spread[:, channels] / 64) / UNIT
             index = rounded(index_of(level[:, channels], scale))
             bits = bits + code_length(offset, index).flatten(1).sum(1)
@@ -197,7 +197,7 @@ def _portable(model):
 
 
 def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[int], dither: np.ndarray, dithered: bool):
-    """Generator over an h x w latent as `context_model.adaptive`, under the model's laws; `model`: as `portable` gives it.
+    """Generator over an h x w latent as `context_model.adaptive`, under the model's distributions; `model`: as `portable` gives it.
 
     z_hat [Z, h/8, w/8]: integers.
     """
@@ -208,7 +208,7 @@ def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[in
         centre, spread, level, trunk = model.context(v, batch, units, features, w, dithered)
         earlier = torch.zeros(1, len(trunk), len(units), dtype=torch.float64)
         for c in channels:
-            shift, scale = model.laws(batch.kind, trunk, earlier, [c])
+            shift, scale = model.distributions(batch.kind, trunk, earlier, [c])
             mean = centre[0, c] + torch.floor(shift[0] * spread[0, c] / 64).long()
             index = rounded(index_of(level[0, c], scale[0])).long()
             value = yield c, batch.positions, mean.numpy() + dither[c][batch.positions], index.numpy()
@@ -217,7 +217,7 @@ def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[in
 
 
 def code_length(offset: Tensor, index: Tensor) -> Tensor:
-    """Bits of integers that lie `offset` above the mean of a logistic law with the scale that `index` stands for."""
+    """Bits of integers that lie `offset` above the mean of a logistic distribution with the scale that `index` stands for."""
     rate = torch.exp2(5 - index / PER_OCTAVE)
     above, below = (offset + 0.5) * rate, (offset - 0.5) * rate
     # F(above) - F(below) = F(above) F(-below) (1 - exp(below - above)) for the logistic function F
@@ -263,8 +263,8 @@ class ParameterNetwork(ModelMixin, ConfigMixin):
     def forward(self, y: Tensor, std: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents y [B, C, h, w] less their means, deviations std [C], step widths [B] ->
 
-        scale [B, C] of the step widths in octaves, shift [B, C] of the means in steps, level [B]: octaves that the denoiser should assume
-        more noise than the quantization makes.
+        scale [B, C] of the step widths in octaves, shift [B, C] of the means in steps, level [B]: by how many octaves the denoiser
+        should assume more noise than the quantization makes.
         """
         y = y / std[:, None, None]
         y = F.pad(y, (0, 1, 0, 1), mode="replicate")

@@ -39,7 +39,7 @@ class Parameters:
     """What a PerCo file says besides the size and the model.
 
     `stride`: latent positions along a side of a cell, a power of 2 up to 8; `bits`: of an index, 1 to 16; `modelled`: whether the indices
-    are coded under a law, or as they are; `caption`: NO_CAPTION, WORDS or BYTES; `vocabulary`: a byte of the tokenizer's identity, for
+    are coded with a probability model, or as they are; `caption`: NO_CAPTION, WORDS or BYTES; `vocabulary`: a byte of the tokenizer's identity, for
     captions coded as WORDS; `seed` of the noise that the picture is painted from.
     """
 
@@ -106,7 +106,7 @@ def describe(data, limits=DEFAULT_LIMITS):
         "preset": parameters.preset,
         "stride": parameters.stride,
         "index_bits": parameters.bits,
-        "indices": "under a law" if parameters.modelled else "as they are",
+        "indices": "modelled" if parameters.modelled else "as they are",
         "caption": CAPTIONS[parameters.caption],
         "seed": parameters.seed,
         "payload": len(payload),

@@ -29,7 +29,7 @@ from diffusers_compress.models.hyper_encoder import HyperEncoder
 
 def smallest_file(header: Header, grid: np.ndarray, caption: str, seed: int, hyper_encoder: HyperEncoder, tokenizer) -> bytes:
     """The file of a grid [a, b] of indices and a caption, the indices modelled or as they are, whichever takes fewer bytes."""
-    vocabulary, codebook, stride = vocabulary_of(tokenizer), hyper_encoder.law(), hyper_encoder.config.stride
+    vocabulary, codebook, stride = vocabulary_of(tokenizer), hyper_encoder.probability_model(), hyper_encoder.config.stride
     way, encode_caption = choose_caption(caption, tokenizer, vocabulary)
     files = []
     for modelled in (True, False):

@@ -1,4 +1,4 @@
-"""The symbols of a Relic file at both ends, under the law of a trained or of an adaptive entropy model."""
+"""The symbols of a Relic file at both ends, with a trained or an adaptive entropy model."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def walk_through(model, transmit):
 
 
 class Sender:
-    """Collects the symbols of v [C, h w] with their laws."""
+    """Collects the symbols of v [C, h w] with their distributions."""
 
     def __init__(self, v, dither):
         self.v, self.dither, self.symbols = v, dither, []
@@ -62,7 +62,7 @@ class Sender:
 
 
 class Receiver:
-    """Reads v [C, h w], and what the laws expect it to stand for."""
+    """Reads v [C, h w], and what the distributions expect it to stand for."""
 
     def __init__(self, payload, dither):
         self.decoder, self.dither = Decoder(payload), dither
@@ -81,7 +81,7 @@ class Receiver:
 
 
 class EntropyModel:
-    """The law of the symbols: of a trained `HyperPrior`, or adaptive."""
+    """The distributions of the symbols: by a trained `HyperPrior`, or adaptive."""
 
     def __init__(self, statistics, trained=None):
         self.number = MODEL_NUMBERS["hyperprior" if trained else "adaptive"]
@@ -97,7 +97,7 @@ class EntropyModel:
             if self.trained:
                 z = self.trained.side_information(v, quantizer.units, *quantizer.shape[1:])
                 sender.side_information(z, self.trained.z_indices().long().tolist())
-            walk_through(self.laws(quantizer, z), sender.transmit)
+            walk_through(self.distributions(quantizer, z), sender.transmit)
         return sender
 
     def receive(self, quantizer, payload):
@@ -108,10 +108,10 @@ class EntropyModel:
             if self.trained:
                 index = self.trained.z_indices().long().tolist()
                 z = receiver.side_information(self.trained.z_shape(*quantizer.shape[1:]), index)
-            walk_through(self.laws(quantizer, z), receiver.transmit)
+            walk_through(self.distributions(quantizer, z), receiver.transmit)
         return receiver
 
-    def laws(self, quantizer, z):
+    def distributions(self, quantizer, z):
         where = (*quantizer.shape[1:], quantizer.units, quantizer.dither)
         if self.trained:
             return hyperprior.learned(self.trained, z, *where, quantizer.dithered)
