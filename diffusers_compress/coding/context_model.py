@@ -143,7 +143,7 @@ class Scales:
     """For each size of the expected error the scale that the values so far would have taken fewest bits with."""
 
     def __init__(self):
-        # Before anything was seen: a logistic distribution's mean absolute error is 2 ln 2 times its scale; a bit for each step off that.
+        # Before anything was seen: the logistic's mean absolute error is 2 ln 2 times its scale; a bit for each step off that.
         sizes = np.arange(len(THRESHOLDS) + 1)
         likely = 2 * sizes + 3 - logistic.PER_OCTAVE * 9 + logistic.PER_OCTAVE * 5 - 2  # in quarter octaves, 2^9 being the UNIT
         self.costs = COST_UNIT * np.abs(CANDIDATES - likely[:, None])

@@ -38,9 +38,9 @@ NUMBERS = {grid: number for number, grid in enumerate(NAMES, 1)}  # 0: another g
 class Parameters:
     """What a PerCo file says besides the size and the model.
 
-    `stride`: latent positions along a side of a cell, a power of 2 up to 8; `bits`: of an index, 1 to 16; `modelled`: whether the indices
-    are coded with a probability model, or as they are; `caption`: NO_CAPTION, WORDS or BYTES; `vocabulary`: a byte of the tokenizer's identity, for
-    captions coded as WORDS; `seed` of the noise that the picture is painted from.
+    `stride`: latent positions along a side of a cell, a power of 2 up to 8; `bits`: of an index, 1 to 16; `modelled`: whether the
+    indices are coded with a probability model, or as they are; `caption`: NO_CAPTION, WORDS or BYTES; `vocabulary`: a byte of the
+    tokenizer's identity, for captions coded as WORDS; `seed` of the noise that the picture is painted from.
     """
 
     stride: int

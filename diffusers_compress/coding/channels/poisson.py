@@ -2,8 +2,8 @@
 
 Vonderfecht & Liu, "Lossy compression with pretrained diffusion models", 2025; Li & El Gamal, "Strong functional representation
 lemma", 2018. The dimensions are permuted and cut into chunks; of a chunk's shared candidates c_k ~ N(0, I) the sender picks the
-one that minimises T_k p(c_k) / q(c_k), T_k the arrival times of a Poisson process, and sends k under Zipf's distribution. The budget of a
-step is its KL in whole bits.
+one that minimises T_k p(c_k) / q(c_k), T_k the arrival times of a Poisson process, and sends k under Zipf's distribution. The
+budget of a step is its KL in whole bits.
 
 2^(KL + 2) candidates are too few for an exact draw: about 0.86 of the shift arrives, and about half of its variance.
 """
