@@ -84,7 +84,14 @@ class ImageCodec(Protocol):
     """A pipeline of diffusers that is an image codec. `options` are the codec's own; what it does not list it refuses."""
 
     def compress(self, image: Any, *, batch_size: int = 8, **options: Any) -> "CompressOutput":
-        """Pictures to files. Options that shared code may pass: the rate (`target_bpp`, `max_bytes`, `fidelity`) and `prompt`."""
+        """Pictures to files. Options that shared code may pass: the rate (`target_bpp`, `max_bytes`, `fidelity`) and `prompt`.
+
+        Args:
+            image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
+            target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
+            max_bytes: size in bytes that no file exceeds.
+            batch_size: pictures of like size that go through the networks together at most.
+        """
         ...
 
     def decompress(
@@ -97,7 +104,21 @@ class ImageCodec(Protocol):
         output_type: str = "pil",
         **options: Any,
     ) -> "DecompressOutput":
-        """Files to pictures."""
+        """Files to pictures of their original sizes.
+
+        Args:
+            bitstreams: one file or a list.
+            limits: sizes that a file may claim.
+            allow_other_model: decode although the file was made with other weights, to another picture.
+            batch_size: files of like size that go through the networks together at most.
+            output_type: "pil", "np" or "pt".
+            callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the
+                tensors that `callback_on_step_end_tensor_inputs` names: "latents", x_t, and "noise_pred", the network's output. What it
+                returns counts for nothing.
+
+        Raises:
+            BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
+        """
         ...
 
     def fingerprint(self) -> bytes:

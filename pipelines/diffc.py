@@ -184,10 +184,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
                 `generator`, one for all or a list), or "denoised" (the network's mean in one call: a preview).
             num_inference_steps: network calls of "flow" and "ancestral".
             guidance_scale: above 1, guidance towards the file's prompt, in the reconstruction alone.
-            output_type: "pil", "np" or "pt".
-            allow_other_model: decode although the file was made with other weights.
-            limits: sizes that a file may claim.
-            batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as in `compress`.
+            output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
+                codec, see `contract.ImageCodec.decompress`.
 
         Warns:
             RuntimeWarning: if the latent at the end of a file's stream differs from the sender's, as `drift` in the result tells.

@@ -173,12 +173,8 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
                 another in the output.
             num_inference_steps: network calls; published: 20, and 5 above 0.05 bits per pixel.
             guidance_scale: above 1, guidance towards the file's caption; the sketch stays in both branches. Published: 3.
-            output_type: "pil", "np" or "pt".
-            allow_other_model: decode although the file was made with other weights (the codebook must be the file's own).
-            limits: sizes that a file may claim.
-            batch_size: files of like size that go through the network together at most.
-            callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the named
-                tensors, of "latents", x_t, and "noise_pred", the network's output. What it returns counts for nothing.
+            output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
+                codec, see `contract.ImageCodec.decompress`. The codebook must be the file's own.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.

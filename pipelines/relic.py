@@ -169,12 +169,8 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                 expects; between them a blend of both pictures.
             num_inference_steps: network calls.
             guidance_scale: above 1, guidance towards the file's prompt.
-            output_type: "pil", "np" or "pt".
-            allow_other_model: decode although the file was made with other weights (the entropy model must be the file's own).
-            limits: sizes that a file may claim.
-            batch_size: files of like size that go through the network together at most.
-            callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the named
-                tensors, of "latents", x_t, and "noise_pred", the network's output. What it returns counts for nothing.
+            output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
+                codec, see `contract.ImageCodec.decompress`. The entropy model must be the file's own.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
