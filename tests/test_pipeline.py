@@ -226,9 +226,7 @@ def test_every_scheduler_of_diffusers_is_known_or_told(tiny_sd_folder):
 
 def test_examples_of_the_docstrings(codec):
     pipeline = CLASSES[codec]
-    (example,) = [
-        test for test in doctest.DocTestFinder(recurse=False).find(pipeline, "class", globs={}) if test.examples
-    ]
+    (example,) = [test for test in doctest.DocTestFinder(recurse=False).find(pipeline, "class", globs={}) if test.examples]
     assert doctest.DocTestRunner().run(example).failed == 0
 
 

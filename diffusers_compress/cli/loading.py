@@ -17,9 +17,7 @@ def load_captioner(name: str | None, device):
         return captions.load_captioner(name, str(device))
 
 
-def load(
-    model: str | None, device: str | None, dtype: str, codec: str = DEFAULT, preset: str | float | None = None, **options
-):
+def load(model: str | None, device: str | None, dtype: str, codec: str = DEFAULT, preset: str | float | None = None, **options):
     """The pipeline of a folder or a Hub id, on its device. `preset`: where a model has several rates, a name or bits per pixel;
     options: of `from_pretrained`."""
     model = model_source(model, codec)

@@ -26,7 +26,8 @@ def input_file(path: Path) -> Path:
 Source = Annotated[Path, typer.Argument(metavar="IN", callback=input_file, show_default=False, help="- is stdin.")]
 Target = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="- is stdout.")]
 Photo = Annotated[
-    Path | None, typer.Argument(metavar="[PHOTO]", exists=True, dir_okay=False, help="Default: a photo that comes with the package.")
+    Path | None,
+    typer.Argument(metavar="[PHOTO]", exists=True, dir_okay=False, help="Default: a photo that comes with the package."),
 ]
 Model = Annotated[str | None, typer.Option(help="Model folder or Hub id. Default: the embedded model.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one, otherwise cpu.")]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffusers_compress.coding.range_coder import Decoder, Encoder
+
 ONE = 1 << 20  # sum of an expert's distribution, about
 WEIGHTS = 1 << 16  # sum of the weights, about
 FLOOR = 64
@@ -54,7 +56,7 @@ class Codebook:
         return np.array([(2 << octave) - 1 for octave in range(self.size.bit_length() - 1)])
 
 
-def points(places: np.ndarray, grid: np.ndarray, row: int, column: int):
+def points(places: np.ndarray, grid: np.ndarray, row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
     """Left, above, both, trend: points [4, D], to be divided by scales [4]. One that is missing is replaced by the other; no points at
     the first cell."""
     left = grid[row, column - 1] if column else None
@@ -92,7 +94,7 @@ def walk(codebook: Codebook, shape: tuple[int, int]):
     return grid
 
 
-def encode(encoder, grid: np.ndarray, codebook: Codebook):
+def encode(encoder: Encoder, grid: np.ndarray, codebook: Codebook) -> None:
     """Append the indices [a, b] to a range coder."""
     steps, indices = walk(codebook, grid.shape), grid.flatten()
     frequencies = next(steps)
@@ -104,7 +106,7 @@ def encode(encoder, grid: np.ndarray, codebook: Codebook):
             return
 
 
-def decode(decoder, shape: tuple[int, int], codebook: Codebook) -> np.ndarray:
+def decode(decoder: Decoder, shape: tuple[int, int], codebook: Codebook) -> np.ndarray:
     """The indices [a, b] that `encode` wrote."""
     steps = walk(codebook, shape)
     frequencies = next(steps)

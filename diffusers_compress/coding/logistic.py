@@ -8,6 +8,7 @@ import functools
 
 import numpy as np
 
+from diffusers_compress.coding.range_coder import Decoder, Encoder
 from diffusers_compress.errors import Corrupt
 
 UNIT = 512  # parts of a step in which means are given
@@ -44,7 +45,7 @@ def entropies() -> np.ndarray:
     return (tables() / TOTAL * costs()).sum(-1).mean(-1)
 
 
-def entropy(index):
+def entropy(index: np.ndarray) -> np.ndarray:
     """Bits that a value takes on average under distributions of these scales, which need not be integers. Float array."""
     beyond = np.maximum(0, index - (TABLES - 1)) / PER_OCTAVE
     return np.interp(index, np.arange(TABLES), entropies(), left=0.0) + beyond
@@ -59,7 +60,7 @@ def split(mean, index):
     return bits, base, fraction, index - PER_OCTAVE * bits
 
 
-def code_length(k, mean, index):
+def code_length(k: np.ndarray, mean: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Bits that each k takes, as `encode` writes it. Arrays that broadcast -> float array."""
     bits, base, fraction, table = split(mean, index)
     offset = (k >> bits) - base
@@ -79,7 +80,7 @@ def expectation(k, mean, index, points=64):
     return UNIT * (weight * x).sum(1) / weight.sum(1)
 
 
-def encode(encoder, k, mean, index):
+def encode(encoder: Encoder, k: np.ndarray, mean: np.ndarray, index: np.ndarray) -> None:
     """Append the values k [N], int64: first a symbol for each, then low bits, then escapes."""
     bits, base, fraction, table = split(mean, index)
     offset = (k >> bits) - base
@@ -92,7 +93,7 @@ def encode(encoder, k, mean, index):
         encoder.encode_bits(excess + 1 - (1 << length), length)
 
 
-def decode(decoder, mean, index):
+def decode(decoder: Decoder, mean: np.ndarray, index: np.ndarray) -> np.ndarray:
     """The values that `encode` wrote, [N] int64. Corrupt for a value that no encoder writes."""
     bits, base, fraction, table = split(mean, index)
     offset = decoder.decode_all(tables()[table, fraction]) - REACH

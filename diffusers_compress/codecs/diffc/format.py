@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, Self
 
 from diffusers_compress.coding import channels
 from diffusers_compress.contract import DIFFC
@@ -10,7 +11,7 @@ from diffusers_compress.errors import Corrupt, LimitExceeded, UnsupportedVersion
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter
 from diffusers_compress.format.container import Header
-from diffusers_compress.format.limits import DEFAULT_LIMITS, check_prompt
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits, check_prompt
 
 MAX_PROMPT_BYTES, MAX_STEPS = DEFAULT_LIMITS.prompt_bytes, DEFAULT_LIMITS.steps
 STRIDE_UNIT = 1024  # strides are counted in 1/1024 of alpha/sigma
@@ -40,10 +41,10 @@ class Parameters:
     check: int | None = None
 
     @property
-    def budgets(self):
+    def budgets(self) -> list[int]:
         return [self.budget] * (len(self.strides) - 1) + [self.last] if self.strides else []
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """At least 2 bytes. ValueError if a number is out of its field's range."""
         text = self.prompt.encode()
         writer = BitWriter()
@@ -69,7 +70,7 @@ class Parameters:
         return writer.to_bytes()  # filled up with ones: never a whole Rice codeword, so the list ends by itself
 
     @classmethod
-    def from_bytes(cls, data, limits=DEFAULT_LIMITS):
+    def from_bytes(cls, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Self:
         """Inverse of `to_bytes`. Corrupt or LimitExceeded for what no encoder writes, UnsupportedVersion for a channel to come."""
         reader = BitReader(data)
         channel = reader.read(2)
@@ -98,7 +99,7 @@ class Parameters:
             raise Corrupt("the prompt in the file is not UTF-8") from error
 
 
-def read_strides(reader, most):
+def read_strides(reader: BitReader, most: int) -> list[int]:
     if reader.bits_left < STRIDE_RANK_BITS:
         return []
     ranks = [reader.read(STRIDE_RANK_BITS)]
@@ -111,20 +112,20 @@ def read_strides(reader, most):
     return [number_of(rank, STRIDE_DIGITS) for rank in ranks]
 
 
-def number_of(rank, digits):
+def number_of(rank: int, digits: int) -> int:
     """Of 5 digits: 0, 1, ..., 31, 32, 34, ..., 62, 64, 68, ...: the integers of at most so many significant bits."""
     half = 2 ** (digits - 1)
     return rank if rank < half else (half + rank % half) << (rank // half - 1)
 
 
-def rank_of(number, digits):
+def rank_of(number: float, digits: int) -> int:
     """The rank of the largest such integer that is not above `number`."""
     half, number = 2 ** (digits - 1), int(number)
     shift = max(0, number.bit_length() - digits)
     return half * shift + (number >> shift)
 
 
-def nearest(number, digits):
+def nearest(number: float, digits: int) -> int:
     """The nearest such integer."""
     rank = rank_of(number, digits)
     return min(number_of(rank, digits), number_of(rank + 1, digits), key=lambda candidate: abs(candidate - number))
@@ -144,7 +145,7 @@ class File(NamedTuple):
         return [] if self.complete else [f"the file was cut short; the picture is made of {steps}"]
 
 
-def read_parts(data, limits=DEFAULT_LIMITS):
+def read_parts(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Header, Parameters, ModuleType, bytes, bool]:
     """A DiffC file before its messages are parsed: (header, parameters, module of the payload's form, payload, complete)."""
     header, offset = container.read_header(data, limits)
     container.check_codec(header, DIFFC)
@@ -154,13 +155,13 @@ def read_parts(data, limits=DEFAULT_LIMITS):
     return header, parameters, form, payload, complete
 
 
-def read_file(data, limits=DEFAULT_LIMITS):
+def read_file(data: bytes, limits: Limits = DEFAULT_LIMITS) -> File:
     """Parse a DiffC file with integers alone."""
     header, parameters, form, payload, complete = read_parts(data, limits)
     return File(header, parameters, form.unpack(payload, parameters.budgets), complete)
 
 
-def describe(data, limits=DEFAULT_LIMITS):
+def describe(data: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
     """The facts of a DiffC file as plain values, without a model."""
     header, parameters, form, payload, complete = read_parts(data, limits)
     return container.facts(header, data) | {

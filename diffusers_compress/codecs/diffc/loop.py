@@ -22,7 +22,7 @@ class Denoise(NamedTuple):
     t: int
 
     @property
-    def batch(self):
+    def batch(self) -> tuple[int, int]:
         return -1, 0  # after all transmissions, so that all pictures share a network call
 
 
@@ -36,7 +36,7 @@ class Transmit(NamedTuple):
     rank: Tensor
 
     @property
-    def batch(self):
+    def batch(self) -> tuple[int, int]:
         return self.step, self.budget
 
 

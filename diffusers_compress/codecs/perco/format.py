@@ -1,13 +1,14 @@
 """PerCo's own part of a file, read without torch: parameters, payload, facts. FORMAT.md, section "PerCo", "Parameters"."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from diffusers_compress.contract import PERCO
 from diffusers_compress.errors import Corrupt
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter, read_varint, write_varint
-from diffusers_compress.format.limits import DEFAULT_LIMITS
+from diffusers_compress.format.container import Header
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 
 NO_CAPTION, WORDS, BYTES = range(3)  # how the caption is coded: see payload.py
 MAX_SEED = 2**32 - 1
@@ -51,11 +52,11 @@ class Parameters:
     seed: int = 0
 
     @property
-    def preset(self):
+    def preset(self) -> str:
         """Name in `PRESETS`, or what another grid is."""
         return NAMES.get((self.stride, self.bits), f"stride {self.stride}, {self.bits} bits")
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """ValueError if a number is out of its field's range."""
         number = NUMBERS.get((self.stride, self.bits), 0)
         writer = BitWriter()
@@ -71,7 +72,7 @@ class Parameters:
         return data + (write_varint(self.seed) if self.seed else b"")
 
     @classmethod
-    def from_bytes(cls, data):
+    def from_bytes(cls, data: bytes) -> Self:
         """Inverse of `to_bytes`. Corrupt for what no encoder writes."""
         reader = BitReader(data)
         number, modelled, caption, seeded, filler = (reader.read(bits) for bits in (3, 1, 2, 1, 1))
@@ -91,7 +92,7 @@ class Parameters:
 CAPTIONS = {NO_CAPTION: "none", WORDS: "in words of the model's tokenizer", BYTES: "in letters"}
 
 
-def read_file(data, limits=DEFAULT_LIMITS):
+def read_file(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Header, Parameters, bytes]:
     """Parse a PerCo file up to its symbols: (header, parameters, payload)."""
     header, offset = container.read_header(data, limits)
     container.check_codec(header, PERCO)
@@ -99,7 +100,7 @@ def read_file(data, limits=DEFAULT_LIMITS):
     return header, parameters, container.read_payload(data, offset)[0]
 
 
-def describe(data, limits=DEFAULT_LIMITS):
+def describe(data: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
     """The facts of a PerCo file as plain values, without a model."""
     header, parameters, payload = read_file(data, limits)
     return container.facts(header, data) | {

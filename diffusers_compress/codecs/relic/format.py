@@ -1,12 +1,14 @@
 """Relic's own part of a file, read without torch: parameters, payload, facts. FORMAT.md, section "Relic", "Parameters"."""
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from diffusers_compress.contract import RELIC
 from diffusers_compress.errors import Corrupt
 from diffusers_compress.format import container
 from diffusers_compress.format.bits import BitReader, BitWriter
-from diffusers_compress.format.limits import DEFAULT_LIMITS, check_prompt
+from diffusers_compress.format.container import Header
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits, check_prompt
 
 MODEL_NUMBERS = {"adaptive": 1, "hyperprior": 2}
 ROUNDINGS = ("plain", "dithered")
@@ -40,7 +42,7 @@ class Parameters:
     shifts: list[int] = field(default_factory=list)
     prompt: str = ""
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         """ValueError if a number is out of its field's range."""
         text = self.prompt.encode()
         writer = BitWriter()
@@ -56,7 +58,7 @@ class Parameters:
         return writer.to_bytes(pad=0) + text
 
     @classmethod
-    def from_bytes(cls, data, limits=DEFAULT_LIMITS):
+    def from_bytes(cls, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Self:
         """Inverse of `to_bytes`. Corrupt or LimitExceeded for what no encoder writes."""
         reader = BitReader(data)
         model, dithered, affine, has_prompt = (reader.read(bits) for bits in (2, 1, 1, 1))
@@ -80,18 +82,18 @@ class Parameters:
         return cls(model, bool(dithered), step, timestep, tables, coded, scales, shifts, prompt)
 
 
-def step_width(number):
+def step_width(number: int) -> float:
     """Step width number 0 ... 4095, exactly; a number outside counts as the nearest one."""
     number = max(0, min(2**STEP_BITS - 1, number))
     return SMALLEST_STEP * (1 + number % STEPS_PER_OCTAVE / STEPS_PER_OCTAVE) * 2 ** (number // STEPS_PER_OCTAVE)
 
 
-def step_number(width):
+def step_number(width: float) -> int:
     """The number whose step width is nearest to `width`."""
     return min(range(2**STEP_BITS), key=lambda number: abs(step_width(number) - width))
 
 
-def read_file(data, limits=DEFAULT_LIMITS):
+def read_file(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Header, Parameters, bytes]:
     """Parse a Relic file up to its symbols: (header, parameters, payload)."""
     header, offset = container.read_header(data, limits)
     container.check_codec(header, RELIC)
@@ -99,7 +101,7 @@ def read_file(data, limits=DEFAULT_LIMITS):
     return header, parameters, container.read_payload(data, offset)[0]
 
 
-def describe(data, limits=DEFAULT_LIMITS):
+def describe(data: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
     """The facts of a Relic file as plain values, without a model."""
     header, parameters, payload = read_file(data, limits)
     return container.facts(header, data) | {

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusers_compress.codecs.relic.format import SCALE_STEPS, SHIFT_PARTS, step_width
+from diffusers_compress.codecs.relic.format import SCALE_STEPS, SHIFT_PARTS, Parameters, step_width
 from diffusers_compress.coding import context_model, randomness
 from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.errors import Corrupt
@@ -25,7 +25,7 @@ class Quantizer:
     y_hat = mean + D v / UNIT with integers v = UNIT k - dither, where the sender has k = round((y - mean) / D + dither / UNIT).
     """
 
-    def __init__(self, parameters, statistics, shape):
+    def __init__(self, parameters: Parameters, statistics: dict, shape: tuple[int, int, int]):
         self.shape, self.dithered = shape, parameters.dithered
         channels, std = shape[0], statistics["std"]
         scales, shifts = parameters.scales or [0] * channels, parameters.shifts or [0] * channels
@@ -41,20 +41,20 @@ class Quantizer:
             words = randomness.words(self.dither.size, randomness.DITHER)
             self.dither += 2 * (words.numpy().reshape(self.dither.shape) % (UNIT // 2)) - UNIT // 2 + 1
 
-    def values(self, x_0):
+    def values(self, x_0: Tensor) -> np.ndarray:
         """v [C, h w] of a latent."""
         y = (x_0.detach().cpu().double().numpy().reshape(self.dither.shape) - self.mean) / self.steps
         k = np.floor(y + self.dither / UNIT + 0.5).astype(np.int64)
         return np.where(self.coded, k * UNIT - self.dither, 0)
 
-    def latent(self, v):
+    def latent(self, v: np.ndarray) -> Tensor:
         """y_hat [C, h, w]: x_0 and, with dither, noise of variance D^2 / 12, also in channels that are not coded."""
         # What is missing at a channel's variance below D^2 / 12
         noise = np.sqrt(np.maximum(0, 1 - 12 * (self.std / self.steps) ** 2)) * -self.dither
         y = self.mean + self.steps * np.where(self.coded, v, noise) / UNIT
         return torch.from_numpy(y).reshape(self.shape)
 
-    def level(self, v=None, x_0=None):
+    def level(self, v: np.ndarray | None = None, x_0: Tensor | None = None) -> float:
         """Standard deviation of the noise in `latent`: expected with dither, that of the sender's own v and x_0 without."""
         if self.dithered:
             return float(np.sqrt(np.mean(self.steps**2) / 12))
