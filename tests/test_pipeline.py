@@ -161,6 +161,25 @@ def test_tiling_and_slicing_of_the_autoencoder(codec, tiny_sd_folder, photo, cod
     assert np.sqrt(np.mean((picture(pipe, coded) - decoded) ** 2)) < 0.25  # an untrained one sees the borders
 
 
+def test_the_autoencoder_has_one_picture_at_a_time(codec, tiny_sd_folder, photo, monkeypatch):
+    """Whatever the batch: it takes most of the memory."""
+    pipe, seen = load(codec, tiny_sd_folder), []
+    encode, decode = pipe.vae.encode, pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: seen.append(len(x)) or encode(x))
+    monkeypatch.setattr(pipe.vae, "decode", lambda z, **options: seen.append(len(z)) or decode(z, **options))
+    files = pipe.compress([photo] * 3, max_bytes=100, **FAST[codec]).bitstreams
+    pipe.decompress(files, num_inference_steps=1)
+    assert seen == [1] * 6
+
+
+def test_offloaded_models_go_although_a_call_failed(codec, tiny_sd_folder, photo, monkeypatch):
+    pipe, freed = load(codec, tiny_sd_folder), []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+    with pytest.raises(ValueError, match="max_bytes"):
+        pipe.compress(photo, max_bytes=-1)
+    assert freed == [True]
+
+
 def test_attention_processors(codec, tiny_sd_folder, coded, decoded):
     pipe = load(codec, tiny_sd_folder)
     pipe.unet.set_attn_processor(AttnProcessor())
