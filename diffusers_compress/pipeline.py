@@ -13,6 +13,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
+from tqdm import tqdm
 
 from diffusers_compress import hub, images, loading
 from diffusers_compress.contract import name_of
@@ -228,7 +229,7 @@ class LatentCodecMixin:
         conditioning = self.encode_prompt(prompts)
         empty = self.encode_prompt([""] * len(prompts)) if guidance_scale > 1 and any(prompts) else None
         step = 0
-        with self.progress_bar(total=0) as bar:
+        with self.labelled_bar("network calls") as bar:
 
             def network(x_t, timesteps, active):
                 nonlocal step
@@ -246,6 +247,13 @@ class LatentCodecMixin:
                 return output
 
             return loop(network)
+
+    def labelled_bar(self, label: str, total: int = 0) -> tqdm:
+        """A progress bar that says what it counts, unless `set_progress_bar_config` gave it another name."""
+        bar = self.progress_bar(total=total)
+        if not getattr(bar, "desc", None):
+            bar.set_description_str(label)
+        return bar
 
     @property
     def family(self) -> StableDiffusion:

@@ -138,7 +138,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             prompts = captioner([images.to_output(x[None])[0] for x in tensors])
 
         files = [b""] * len(tensors)
-        with self.progress_bar(total=len(tensors)) as bar:
+        with self.labelled_bar("pictures", len(tensors)) as bar:
             for group, x_0 in self.encode_groups(tensors, batch_size):
                 for i, grid in zip(group, self.hyper_encoder.encode(x_0).cpu().numpy()):
                     files[i] = smallest_file(headers[i], grid, prompts[i], seed, self.hyper_encoder, self.tokenizer)

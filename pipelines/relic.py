@@ -132,7 +132,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         prompts = prompts_of(prompt, len(tensors), MAX_PROMPT_BYTES)
 
         files = [b""] * len(tensors)
-        with self.progress_bar(total=len(tensors)) as bar:
+        with self.labelled_bar("pictures", len(tensors)) as bar:
             for group, x_0 in self.encode_groups(tensors, batch_size):
                 for i, x in zip(group, x_0.cpu()):
                     size = permitted_bytes(headers[i], target_bpp, max_bytes)

@@ -103,6 +103,8 @@ def test_diffusers_own_callbacks(pipe, coded):
 
 def test_both_ends_have_a_progress_bar(codec, tiny_sd_folder, photo, capsys):
     pipe = CLASSES[codec].from_pretrained(tiny_sd_folder)
+    pipe.compress(photo, max_bytes=100, **FAST[codec])
+    assert ("network calls: " if codec == "diffc" else "pictures: ") in capsys.readouterr().err
     pipe.set_progress_bar_config(desc="coding")
     data = pipe.compress(photo, max_bytes=100, **FAST[codec]).bitstreams[0]
     assert "coding" in capsys.readouterr().err
