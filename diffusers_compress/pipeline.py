@@ -161,10 +161,9 @@ class LatentCodecMixin:
 
     def read_pictures(self, image: PipelineImageInput, codec: int) -> tuple[list[Header], list[Tensor], list[list[str]]]:
         """Of each picture the header without parameters, its samples [3, H, W] in [-1, 1], and what the codec does not carry."""
-        tensors, notes = zip(*map(images.to_tensor, images.as_list(image)))
-        identity = self.fingerprint()
-        headers = [Header(codec, x.shape[2], x.shape[1], identity, b"") for x in tensors]
-        return headers, list(tensors), list(notes)
+        read, identity = [images.to_tensor(picture) for picture in images.as_list(image)], self.fingerprint()
+        headers = [Header(codec, x.shape[2], x.shape[1], identity, b"") for x, _ in read]
+        return headers, [x for x, _ in read], [notes for _, notes in read]
 
     def encode_groups(self, tensors: list[Tensor], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Pictures of like size, in batches: their indices i, and their scaled latents [B, C, h, w]."""
