@@ -143,7 +143,7 @@ def model_card(pipe: DiffusionPipeline, repo_id: str, license: str, rates: list[
         ]
         table = "\n".join(["| bpp asked | bpp | bytes | PSNR, dB |", "|--|--|--|--|", *lines])
     return ModelCard(CARD.format(header=data.to_yaml(), codec=codec, name=name, repo_id=repo_id, measured=measured, table=table,
-                                 family=type(pipe.family).__name__, model=pipe.fingerprint().hex(),
+                                 family=pipe.kind, model=pipe.fingerprint().hex(),
                                  base=f" Made from `{base}`." if base else ""))  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""What the codecs on latent diffusion models share: the network's inputs and outputs, the autoencoder, the model's identity."""
+"""What the codecs share: loading, files, the model's identity."""
 
 import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -17,19 +17,11 @@ from tqdm import tqdm
 
 from diffusers_compress import hub, images, loading
 from diffusers_compress.contract import name_of
-from diffusers_compress.diffusion import families, schedule, solvers
-from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.errors import WrongModel
-from diffusers_compress.fingerprint import fingerprint, has_adapters
+from diffusers_compress.fingerprint import has_adapters
 from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import Limits
 from diffusers_compress.outputs import CompressOutput, RoundTripOutput
-
-# What a pipeline may lack: families differ in their components, and most models have none of ours.
-FAMILY_COMPONENTS = [
-    *("vae", "text_encoder", "tokenizer", "unet", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "transformer")
-]
-
 
 Watch = Callable[[int, int, dict[str, Tensor]], None] | None
 
@@ -77,12 +69,10 @@ def round_trip(codec: type) -> Callable:
     return call
 
 
-class LatentCodecMixin:
-    """For a `DiffusionPipeline` with a scheduler and the components of one of `families.FAMILIES`."""
+class CodecMixin:
+    """For a `DiffusionPipeline` that codes pictures."""
 
     _callback_tensor_inputs = ["latents", "noise_pred"]
-    _exclude_from_cpu_offload = ["hyperprior", "parameter_network", "hyper_encoder"]  # small, and read outside their forward
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
     __call__: Callable[..., RoundTripOutput | tuple]
 
@@ -165,11 +155,6 @@ class LatentCodecMixin:
         headers = [Header(codec, x.shape[2], x.shape[1], identity, b"") for x, _ in read]
         return headers, [x for x, _ in read], [notes for _, notes in read]
 
-    def encode_groups(self, tensors: list[Tensor], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Pictures of like size, in batches: their indices i, and their scaled latents [B, C, h, w]."""
-        for group in groups_of(batch_size, [self.latent_shape(*x.shape[1:]) for x in tensors]):
-            yield group, torch.cat([self.encode_picture(self.pad(tensors[i])[None]) for i in group])
-
     # -------------------------------------------------------------------------------------------------- from files to pictures
 
     def read_files(
@@ -186,8 +171,6 @@ class LatentCodecMixin:
             for picture, header in zip(x, headers)
         ]
 
-    # ------------------------------------------------------------------------------------------------------------ the network
-
     def watch(self, callback: Callable | None, names: list[str]) -> Watch:
         """`callback_on_step_end` as a function of (number of the step, timestep, tensors); ValueError for names that it cannot have."""
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
@@ -202,51 +185,6 @@ class LatentCodecMixin:
 
         return look
 
-    def run(
-        self,
-        walks: list[solvers.Walk],
-        prompts: list[str],
-        guidance_scale: float = 1.0,
-        watch: Watch = None,
-        extra_channels: Tensor | None = None,
-    ) -> list:
-        """Let the walks of `solvers.run` share the network, each with its prompt."""
-        return self.with_network(lambda network: solvers.run(walks, network), prompts, guidance_scale, watch, extra_channels)
-
-    def with_network(
-        self,
-        loop: Callable,
-        prompts: list[str],
-        guidance_scale: float = 1.0,
-        watch: Watch = None,
-        extra_channels: Tensor | None = None,
-    ) -> list:
-        """loop(network), where network(x_t [B, C, h, w], t [B], i [B]) is the denoiser's output for pictures i, each with its prompt.
-
-        extra_channels: that the denoiser sees of each picture beside x_t, guided or not.
-        """
-        conditioning = self.encode_prompt(prompts)
-        empty = self.encode_prompt([""] * len(prompts)) if guidance_scale > 1 and any(prompts) else None
-        step = 0
-        with self.labelled_bar("network calls") as bar:
-
-            def network(x_t, timesteps, active):
-                nonlocal step
-                seen = x_t if extra_channels is None else torch.cat([x_t, extra_channels[active]], 1)
-                output = self.predict(seen, timesteps, {name: rows[active] for name, rows in conditioning.items()})
-                if empty is not None:
-                    # Ho & Salimans 2022, classifier-free guidance
-                    unguided = self.predict(seen, timesteps, {name: rows[active] for name, rows in empty.items()})
-                    output = unguided + guidance_scale * (output - unguided)
-                check_finite(output, f"the model's output at timestep {max(timesteps)}")
-                bar.update()
-                if watch is not None:
-                    watch(step, max(timesteps), {"latents": x_t, "noise_pred": output})
-                step += 1
-                return output
-
-            return loop(network)
-
     def labelled_bar(self, label: str, total: int = 0) -> tqdm:
         """A progress bar that says what it counts, unless `set_progress_bar_config` gave it another name."""
         bar = self.progress_bar(total=total)
@@ -254,87 +192,28 @@ class LatentCodecMixin:
             bar.set_description_str(label)
         return bar
 
-    @property
-    def family(self) -> StableDiffusion:
-        """What is particular to this kind of model. ValueError if it is of no known kind."""
-        return families.family_of(self)
+    # ------------------------------------------------------------------------------------------------------------ the model
 
-    @property
-    def denoiser(self) -> torch.nn.Module:
-        """The network that is called at each step: a UNet or a transformer."""
-        return getattr(self, self.family.network)
-
-    def noise_schedule(self) -> schedule.NoiseSchedule:
-        """The levels of the model, by its scheduler. ValueError if this is for another kind of diffusion."""
-        noise, family = schedule.from_scheduler(self.scheduler), self.family
-        if (noise.prediction_type == schedule.FLOW) != family.flow:
-            kind, example = ("flow matching", "FlowMatchEuler") if family.flow else ("variance-preserving diffusion", "DDIM")
-            name = f"{type(self.scheduler).__name__} with prediction_type {noise.prediction_type}"
-            raise ValueError(
-                f"a {type(family).__name__} model is trained by {kind}; set pipe.scheduler to {example}Scheduler, not {name}"
-            )
-        return noise
-
-    def predict(self, x_t: Tensor, timesteps: list[int], conditioning: dict[str, Tensor]) -> Tensor:
-        """The denoiser's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
-        return self.family.predict(x_t, timesteps, conditioning)
-
-    def encode_prompt(self, prompts: list[str]) -> dict[str, Tensor]:
-        """The denoiser's conditioning on B prompts: tensors [B, ...] by name, for `predict`."""
-        return self.family.encode_prompt(prompts)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Pictures [..., H, W] with sides that the model can take: the last row and column repeated."""
-        return images.pad(x, self.vae_scale_factor * self.family.patch)
-
-    def encode_picture(self, x: Tensor) -> Tensor:
-        """Padded pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, h, w] in float32: the mean, not a draw.
-
-        The autoencoder has one picture at a time: it takes most of the memory, and gains little from a batch.
-        """
-        x_0 = torch.cat([self.family.encode_picture(picture) for picture in x.split(1)])
-        return check_finite(x_0, "the autoencoder's output")
-
-    def decode_latent(self, x_0: Tensor) -> Tensor:
-        """Scaled latents [B, C, h, w] to pictures [B, 3, H, W] in float32, about [-1, 1], one at a time."""
-        x = torch.cat([self.family.decode_latent(latent) for latent in x_0.split(1)])
-        return check_finite(x, "the model's output")
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """[C, h, w] of a picture's latent."""
-        family = self.family
-        rows, columns = (-(-side // (self.vae_scale_factor * family.patch)) * family.patch for side in (height, width))
-        return family.channels, rows, columns
-
-    def fingerprint(self, own_components: dict | None = None, own_config: dict | None = None, fused: bool = False) -> bytes:
-        """Four bytes that tell this model from others: signs of the weights, noise schedule, scale of the latents, words that were
-        added to the tokenizer, a codec's own. fused: as if `fuse_lora` had been called on the active adapters."""
-        family, config = self.family, self.scheduler.config
-        if family.flow:
-            levels = {"num_train_timesteps": config.num_train_timesteps, "prediction_type": schedule.FLOW}
-        else:
-            names = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"]
-            levels = {name: config.get(name) for name in names}
-            levels["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr"))
-        config = levels | family.identity() | self.added_words() | (own_config or {})
-        return fingerprint(self.networks() | (own_components or {}), config, fused)
+    def fingerprint(self) -> bytes:
+        """Four bytes that tell this model from others."""
+        raise NotImplementedError
 
     def networks(self) -> dict[str, torch.nn.Module]:
-        """The components of the family that have weights."""
-        parts = {name: getattr(self, name) for name in (*self.family.parts, *self.family.optional)}
-        return {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
-
-    def added_words(self) -> dict[str, dict[str, int]]:
-        """By tokenizer, the words that textual inversion or the user added to it, with their numbers; {} if there are none."""
-        found = {}
-        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
-            added = getattr(getattr(self, name, None), "added_tokens_decoder", {})
-            found[name] = {token.content: number for number, token in added.items() if not token.special}
-        return {name: words for name, words in found.items() if words}
+        """The components that have weights."""
+        return {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
 
     def earlier_fingerprints(self) -> dict[bytes, str]:
         """Fingerprints that this model had before something was added to it -> words for that."""
         return {}
+
+    @property
+    def kind(self) -> str:
+        """What a model card calls the model."""
+        return type(self).__name__.removesuffix("Pipeline")
+
+    def about(self, header: Header) -> str:
+        """What else a user should hear of the model when it is not the file's, after a comma."""
+        return ""
 
     def check_model(self, headers: list[Header], allow_other_model: bool) -> list[list[str]]:
         """WrongModel if a file was made with other weights; if that is allowed, a note for each such file."""
@@ -353,7 +232,7 @@ class LatentCodecMixin:
     def mismatch(self, header: Header, identity: bytes) -> str:
         """What a file was made with, what is here, and what to do."""
         made_with, earlier_fingerprints = header.fingerprint, self.earlier_fingerprints()
-        here = f"this is model {identity.hex()}, with latents of {list(self.latent_shape(header.height, header.width))} here"
+        here = f"this is model {identity.hex()}{self.about(header)}"
         if made_with in earlier_fingerprints:
             return f"the file was made with this model {earlier_fingerprints[made_with]} ({made_with.hex()}); {here}; load it so"
         return (

@@ -43,9 +43,10 @@ from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
+from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.variance_head import VarianceHead
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import FAMILY_COMPONENTS, LatentCodecMixin, Watch, compressed, groups_of, undisturbed
+from diffusers_compress.pipeline import Watch, compressed, groups_of, undisturbed
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
 

@@ -33,10 +33,11 @@ from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
+from diffusers_compress.latent_pipeline import LatentCodecMixin
 from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import LatentCodecMixin, Watch, compressed, groups_of, undisturbed
+from diffusers_compress.pipeline import Watch, compressed, groups_of, undisturbed
 
 UNTRAINED = (
     "this folder has no hyper-encoder, or a UNet that does not see its features: PerCo needs a model that was trained for it. "

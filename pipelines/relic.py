@@ -39,9 +39,10 @@ from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
+from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import FAMILY_COMPONENTS, LatentCodecMixin, compressed, groups_of, undisturbed
+from diffusers_compress.pipeline import compressed, groups_of, undisturbed
 
 AFFINE_SHARE = 32  # a file must be so many times as large as its scales and shifts, 12 bits a channel, to have them
 

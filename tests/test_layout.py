@@ -22,6 +22,7 @@ LAYERS = [
     {"codecs"},
     {"arguments", "calibration", "hub", "pil"},
     {"pipeline"},
+    {"latent_pipeline"},
     {"pipelines"},
     {"batch", "evaluation"},
     {"cli"},

@@ -255,11 +255,12 @@ def test_public_signatures_are_typed():
     from diffusers_compress import calibration, hub
     from diffusers_compress.diffusion import equations, families, schedule, solvers
     from diffusers_compress.diffusion.families import common
-    from diffusers_compress.pipeline import LatentCodecMixin
+    from diffusers_compress.latent_pipeline import LatentCodecMixin
+    from diffusers_compress.pipeline import CodecMixin
 
     public = [getattr(diffusers_compress, name) for name in diffusers_compress.__all__ if name.endswith("Pipeline")]
     functions = [f for pipeline in public for f in vars(pipeline).items()]
-    functions += [f for f in vars(LatentCodecMixin).items()]
+    functions += [f for mixin in (CodecMixin, LatentCodecMixin) for f in vars(mixin).items()]
     functions += [
         f for module in (calibration, common, equations, families, hub, schedule, solvers) for f in vars(module).items()
     ]
