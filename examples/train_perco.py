@@ -40,10 +40,12 @@ from diffusers_compress.codecs.perco.format import PRESETS
 from diffusers_compress.diffusion import equations, schedule
 from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder, spread
+from diffusers_compress.models.wiener_unet import WienerUNet
 
 SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 VALIDATION_T = (999, 950, 900, 700, 500, 300)
 PAINTED, SAMPLING_STEPS = 4, 20  # held-out crops that are shown, network calls for them
+REMAINDER_BATCHES = 20  # that the spectrum of what the estimate leaves is measured on
 COUNTED_CELLS = 100_000  # for how often each code is used
 
 
@@ -61,7 +63,7 @@ def parse_args():
     parser.add_argument("--crop", type=int, default=512, help="pixels")
     parser.add_argument("--batch", type=int, default=20, help="crops a step and process")
     parser.add_argument("--steps", type=int, default=50_000)
-    parser.add_argument("--sketch-steps", type=int, default=0, help="of these, steps that train the hyper-encoder alone")
+    parser.add_argument("--sketch-steps", type=int, default=0, help="of these, steps that train the hyper-encoder alone, by its estimate")
     parser.add_argument("--lr", type=float, default=1e-5, help="of the UNet")
     parser.add_argument("--hyper-lr", type=float, default=1e-5, help="of hyper-encoder and codebook")
     parser.add_argument("--warm-up", type=int, default=10_000, help="steps of linearly growing learning rate")
@@ -71,9 +73,7 @@ def parse_args():
     parser.add_argument("--timestep-grid", type=int, help="train on so many evenly spaced timesteps (published: 50)")
     parser.add_argument("--sigmas", type=float, nargs=2, help="draw sigma/alpha log-uniformly from this range, not t uniformly")
     parser.add_argument("--caption-drop", type=float, default=0.1, help="share of the captions that are left out")
-    parser.add_argument(
-        "--sketch-weight", type=float, default=0.0, help="of the error of a linear read-out of the latent from the grid"
-    )
+    parser.add_argument("--sketch-weight", type=float, default=0.0, help="of the error of the hyper-encoder's estimate of the latent")
     parser.add_argument(
         "--lpips-weight", type=float, default=0.0, help="of LPIPS of the predicted picture (published: above 0.05 bpp)"
     )
@@ -162,6 +162,10 @@ def shard_batches(args, accelerator, first_step):
     return iter(DataLoader(samples, batch_size=args.batch, num_workers=args.workers))
 
 
+def data(crops, args, accelerator, first_step):
+    return batches(crops, args, accelerator, first_step) if crops else shard_batches(args, accelerator, first_step)
+
+
 @torch.no_grad()
 def encode_all(pipe, paths):
     """For each picture the scaled latents of it and of its mirror image, [C, h, w]."""
@@ -176,25 +180,22 @@ def encode_all(pipe, paths):
 
 
 class Trainee(nn.Module):
-    """All that is trained, as one module. `readout`: a linear guess of the latent from the grid, for training alone."""
+    """All that is trained, as one module."""
 
-    def __init__(self, unet, hyper_encoder, channels):
+    def __init__(self, unet, hyper_encoder):
         super().__init__()
         self.unet, self.hyper_encoder = unet, hyper_encoder
-        stride = hyper_encoder.config.stride
-        self.readout = nn.Sequential(
-            nn.Conv2d(hyper_encoder.config.out_channels, channels * stride**2, 1), nn.PixelShuffle(stride)
-        )
 
     def forward(self, x_0, x_t, t, embeds):
-        """Latents [B, C, h, w] -> the UNet's output (None without x_t), the loss of the codebook, the error of the read-out."""
+        """Latents [B, C, h, w] -> the UNet's output (None without x_t), the loss of the codebook, the error of the estimate."""
         h, w = x_0.shape[-2:]
         sketch = self.hyper_encoder(x_0)
-        error = F.mse_loss(self.readout(sketch.z_hat)[..., :h, :w].float(), x_0)
+        error = x_0.new_zeros(()) if sketch.estimate is None else F.mse_loss(sketch.estimate.float(), x_0)
         if x_t is None:
             return None, sketch.loss, error
-        seen = spread(sketch.z_hat, self.hyper_encoder.config.stride, h, w)
-        return self.unet(torch.cat([x_t, seen.to(x_t)], 1), t, embeds, return_dict=False)[0].float(), sketch.loss, error
+        seen = [x_t, spread(sketch.z_hat, self.hyper_encoder.config.stride, h, w)]
+        seen += [] if sketch.estimate is None else [sketch.estimate]
+        return self.unet(torch.cat([part.to(x_t) for part in seen], 1), t, embeds, return_dict=False)[0].float(), sketch.loss, error
 
 
 class Training:
@@ -228,11 +229,11 @@ class Training:
         return (torch.randint(1, grid + 1, (count,), device=self.device) * timesteps) // grid - 1
 
     def prediction_error(self, trainee, x_0, t, eps, captions):
-        """(relative squared error of the UNet's output [B], x_0_hat, loss of the codebook, error of the read-out)"""
+        """(relative squared error of the UNet's output [B], x_0_hat, loss of the codebook, error of the estimate)"""
         alpha, sigma = self.levels(t)
         x_t = alpha * x_0 + sigma * eps
         embeds = self.pipe.encode_prompt(captions)["text"].detach()
-        output, codebook, readout = trainee(x_0, x_t, t, embeds)
+        output, codebook, estimate = trainee(x_0, x_t, t, embeds)
         target = target_of(x_0, eps, alpha, sigma, self.noise.prediction_type)
         x_0_hat = equations.predict_x0(output, x_t, alpha, sigma, self.noise.prediction_type) if self.lpips else None
         error = (output - target).square().mean((1, 2, 3))
@@ -240,20 +241,20 @@ class Training:
             # Over what a Gaussian of the channels' variances would leave of v: 1 where all variances are 1
             variance = x_0.var((0, 2, 3))[:, None, None]
             error = error / (variance / (alpha**2 * variance + sigma**2)).mean((1, 2, 3))
-        return error, x_0_hat, codebook, readout
+        return error, x_0_hat, codebook, estimate
 
     def losses(self, trainee, step, crops, captions):
         """The loss, and its parts for the log."""
         x_0 = self.latent_of(crops)
         if step < self.args.sketch_steps:
-            _, codebook, readout = trainee(x_0, None, None, None)
-            return readout + codebook, {"readout": readout, "codebook": codebook}
+            _, codebook, estimate = trainee(x_0, None, None, None)
+            return estimate + codebook, {"estimate": estimate, "codebook": codebook}
         kept = (torch.rand(len(captions)) >= self.args.caption_drop).tolist()
         captions = [caption if keep else "" for caption, keep in zip(captions, kept)]
         t, eps = self.timesteps(len(x_0)), torch.randn_like(x_0)
-        error, x_0_hat, codebook, readout = self.prediction_error(trainee, x_0, t, eps, captions)
-        parts = {"prediction": error.mean(), "readout": readout, "codebook": codebook}
-        loss = parts["prediction"] + codebook + self.args.sketch_weight * readout
+        error, x_0_hat, codebook, estimate = self.prediction_error(trainee, x_0, t, eps, captions)
+        parts = {"prediction": error.mean(), "estimate": estimate, "codebook": codebook}
+        loss = parts["prediction"] + codebook + self.args.sketch_weight * estimate
         if self.lpips:
             parts["lpips"] = self.lpips(self.pipe.decode_latent(x_0_hat).clamp(-1, 1), crops.to(self.device))
             loss = loss + self.args.lpips_weight * parts["lpips"]
@@ -261,16 +262,16 @@ class Training:
 
     @torch.no_grad()
     def validate(self, trainee, x_0, captions):
-        """Prediction error at some timesteps with the right grid and with that of another picture, error of the read-out."""
+        """Prediction error at some timesteps with the right grid and with that of another picture, error of the estimate."""
         if x_0 is None:
             return {}
         eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1)).to(x_0)
         figures = {}
         for t in VALIDATION_T:
             t = torch.full((len(x_0),), t * len(self.noise.alpha) // 1000, device=self.device)
-            error, _, _, readout = self.prediction_error(trainee, x_0, t, eps, captions)
+            error, _, _, estimate = self.prediction_error(trainee, x_0, t, eps, captions)
             figures[f"prediction_{int(t[0])}"] = round(error.mean().item(), 4)
-        return figures | {"readout_held_out": round(readout.item(), 4)}
+        return figures | {"estimate_held_out": round(estimate.item(), 4)}
 
     @torch.no_grad()
     def paint(self, hyper_encoder, x_0, captions, path):
@@ -291,14 +292,25 @@ def learning_rate(step, first, args):
 
 def train(accelerator, pipe, crops, validation, args):
     """The trained `Trainee`, with averaged weights."""
-    adapter.widen(pipe.unet, args.features)
+    preset, sizes = PRESETS[args.preset], dict(width=args.width, out_channels=args.features, codebook_dim=args.codebook_dim)
+    estimates = args.sketch_steps > 0 or args.sketch_weight > 0
+    hyper_encoder = HyperEncoder(
+        pipe.vae.config.latent_channels,
+        preset.stride,
+        preset.codebook_size,
+        **sizes,
+        distance=args.distance,
+        estimates_latent=estimates,
+    )
+    adapter.widen(pipe.unet, hyper_encoder.extra_channels)
     adapter.choose_trained(pipe.unet, args.rank, args.whole)
-    preset, channels = PRESETS[args.preset], pipe.vae.config.latent_channels
-    sizes = dict(width=args.width, out_channels=args.features, codebook_dim=args.codebook_dim, distance=args.distance)
-    trainee = Trainee(pipe.unet, HyperEncoder(channels, preset.stride, preset.codebook_size, **sizes), channels)
+    centred = estimates and isinstance(pipe.unet, WienerUNet)
+    if centred:
+        pipe.unet.centre_on_estimate()
+    trainee = Trainee(pipe.unet, hyper_encoder)
     trained = [p for p in trainee.parameters() if p.requires_grad]
     inside = [p for p in trainee.unet.parameters() if p.requires_grad]
-    outside = [*trainee.hyper_encoder.parameters(), *trainee.readout.parameters()]
+    outside = list(trainee.hyper_encoder.parameters())
     groups = [
         {"params": inside, "peak": args.lr, "first": args.sketch_steps},
         {"params": outside, "peak": args.hyper_lr, "first": 0},
@@ -312,7 +324,7 @@ def train(accelerator, pipe, crops, validation, args):
         start -= load_checkpoint(accelerator, checkpoint, ema)
         forget_log(accelerator, args.output / "log.jsonl", lambda row: row["step"] > step)
     training = Training(pipe, args, accelerator.device)
-    source = batches(crops, args, accelerator, step) if crops else shard_batches(args, accelerator, step)
+    source = data(crops, args, accelerator, step)
     held_out, validation_captions = validation
     held_out = None if held_out is None else training.latent_of(held_out)
 
@@ -320,6 +332,9 @@ def train(accelerator, pipe, crops, validation, args):
     while step < args.steps:
         pictures, captions = next(source)
         torch.manual_seed((args.seed << 40) + step * accelerator.num_processes + accelerator.process_index)
+        if centred and step == args.sketch_steps:
+            bare = accelerator.unwrap_model(trainee)
+            bare.unet.fit_remainder(remainders(training, bare.hyper_encoder, data(crops, args, accelerator, 0)))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate(step, group["first"], args)
         with accelerator.autocast():
@@ -352,9 +367,17 @@ def train(accelerator, pipe, crops, validation, args):
             save_checkpoint(accelerator, args.output, ema, step, time.perf_counter() - start)
     ema.copy_to(trained)
     trainee = accelerator.unwrap_model(trainee).eval()
-    source = batches(crops, args, accelerator, 0) if crops else shard_batches(args, accelerator, 0)
-    trainee.hyper_encoder.settle(count_codes(training, trainee.hyper_encoder, source))
+    trainee.hyper_encoder.settle(count_codes(training, trainee.hyper_encoder, data(crops, args, accelerator, 0)))
     return trainee
+
+
+@torch.no_grad()
+def remainders(training, hyper_encoder, source):
+    """x_0 minus its estimate, [C, h, w] each, of training crops."""
+    for crops, _ in itertools.islice(source, REMAINDER_BATCHES):
+        x_0 = training.latent_of(crops)
+        seen = hyper_encoder.decode(hyper_encoder.encode(x_0), *x_0.shape[-2:])
+        yield from x_0 - seen[:, -x_0.shape[1] :].float()
 
 
 @torch.no_grad()

@@ -113,12 +113,12 @@ def test_what_was_trained_loads_as_adapter_and_whole(train, tmp_path, photo, opt
 
 
 def test_it_learns(train, tmp_path):
-    """On one picture the read-out of the grid gets better, and codes come into use."""
+    """On one picture the estimate from the grid gets better, and codes come into use."""
     rows = train(
         tmp_path, "--sketch-steps", 40, "--batch", 4, "--validate-every", 40, "--cache", tmp_path / "latents.pt", steps=40
     )
-    first, last = (np.mean([row["readout"] for row in part]) for part in (rows[:5], rows[-5:]))
-    assert last < 0.9 * first and rows[-1]["perplexity"] > 2 and "readout_held_out" in rows[-1]
+    first, last = (np.mean([row["estimate"] for row in part]) for part in (rows[:5], rows[-5:]))
+    assert last < 0.9 * first and rows[-1]["perplexity"] > 2 and "estimate_held_out" in rows[-1]
 
 
 def test_captions_and_perceptual_loss_come_in(script, train, tmp_path, pictures, monkeypatch):

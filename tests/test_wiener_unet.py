@@ -100,6 +100,52 @@ def test_further_channels_reach_the_network():
     assert not torch.allclose(one, two, atol=1e-3)
 
 
+def centred(estimate_error):
+    """A UNet around an estimate of x_0 whose error has this share of the power; and a function of (x_0, t) to x_0_hat."""
+    from diffusers_compress.models import adapter
+
+    unet = make()
+    x = latents(40, 32, 32)
+    unet.fit(x)
+    adapter.widen(unet, 2 + 3)
+    unet.centre_on_estimate()
+    unet.fit_remainder(estimate_error**0.5 * x)
+
+    def denoise(x_0, t):
+        alpha, sigma = unet.levels(t, len(x_0), x_0.device)
+        x_t = alpha * x_0 + sigma * randn(*x_0.shape, seed=1)
+        estimate = x_0 - estimate_error**0.5 * latents(*x_0.shape[::2], x_0.shape[3], seed=5)
+        seen = torch.cat([x_t, randn(len(x_0), 2, *x_0.shape[2:], seed=4), estimate], 1)
+        return alpha * x_t - sigma * unet(seen, t, randn(len(x_0), 5, 8), return_dict=False)[0]
+
+    return unet.requires_grad_(False), denoise
+
+
+@pytest.mark.parametrize("t", [999, 900, 600])
+def test_around_an_estimate_it_is_the_filter_of_what_that_leaves(t):
+    unet, denoise = centred(0.1)
+    x_0 = latents(16, 32, 32, seed=2)
+    alpha, sigma = unet.levels(t, 1, "cpu")
+    power = 0.1 * unet.power(32, 32)
+    expected = (sigma**2 * power / (alpha**2 * power + sigma**2)).mean((-2, -1)).squeeze(0)
+    assert torch.allclose((denoise(x_0, t) - x_0).square().mean((0, 2, 3)), expected, rtol=0.2)
+
+
+def test_around_an_estimate_saved_and_as_an_adapter(tmp_path):
+    from diffusers_compress.models import adapter
+
+    unet, denoise = centred(0.1)
+    unet.save_pretrained(tmp_path / "whole")
+    loaded = WienerUNet.from_pretrained(tmp_path / "whole")
+    assert loaded.config.centred and torch.equal(loaded.log2_remainder, unet.log2_remainder)
+    unet.conv_in.requires_grad_(True)
+    adapter.save(adapter.changes(unet), tmp_path, "base", torch.float32)
+    base = make()
+    base.fit(latents(40, 32, 32))
+    adapter.apply(base, tmp_path)
+    assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in unet.state_dict().items())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_says_nearly_the_same(unet, dtype):
     """The filter works in float32: weights of half precision cost little, although the latents are as large as 20."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 FILE, ABOUT = "unet_changes.safetensors", "adapter.json"
+REMAINDER = "log2_remainder"  # of a `WienerUNet` around an estimate
 
 
 class LowRank(nn.Module):
@@ -62,6 +63,8 @@ def choose_trained(unet, rank: int | None, whole: str = ""):
 def changes(unet) -> dict[str, Tensor]:
     """The trained tensors by name; a low-rank difference of `NAME` as `NAME.up` and `NAME.down`."""
     trained = {name: parameter.detach() for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    if REMAINDER in dict(unet.named_buffers()):
+        trained[REMAINDER] = unet.get_buffer(REMAINDER)
     return {re.sub(r"parametrizations\.(\w+)\.0\.", r"\1.", name): tensor for name, tensor in trained.items()}
 
 
@@ -126,12 +129,14 @@ def apply(unet, folder: Path):
     with safe_open(Path(folder, FILE), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     widen(unet, tensors["conv_in.weight"].shape[1] - unet.conv_in.in_channels)
-    parameters = dict(unet.named_parameters())
+    if REMAINDER in tensors:
+        unet.centre_on_estimate()
+    targets = dict(unet.named_parameters()) | dict(unet.named_buffers())
     for name, tensor in tensors.items():
         if name.endswith(".down"):
             continue
         low_rank = name.endswith(".up")
-        target = parameters.get(name.removesuffix(".up"))
+        target = targets.get(name.removesuffix(".up"))
         if low_rank:
             tensor = tensor.float() @ tensors[name.removesuffix("up") + "down"].float()
         if target is None or target.numel() != tensor.numel():

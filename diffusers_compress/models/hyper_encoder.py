@@ -28,11 +28,13 @@ DEAD = 0.03  # of a code's fair share: those used less are revived
 
 @dataclass
 class HyperEncoderOutput(BaseOutput):
-    """`indices` [B, a, b] int64; `z_hat` [B, M, a, b], what stands for them; `loss`: of codebook and commitment, a scalar."""
+    """`indices` [B, a, b] int64; `z_hat` [B, M, a, b], what stands for them; `loss`: of codebook and commitment, a scalar;
+    `estimate` [B, C, h, w] of the latent, or None."""
 
     indices: Tensor
     z_hat: Tensor
     loss: Tensor
+    estimate: Tensor | None = None
 
 
 class HyperEncoder(ModelMixin, ConfigMixin):
@@ -46,6 +48,8 @@ class HyperEncoder(ModelMixin, ConfigMixin):
         out_channels: M, of the features.
         codebook_dim: D, of the codes.
         distance: "euclidean" or "cosine": what the nearest code is.
+        estimates_latent: whether the UNet also sees an estimate of the latent, linear in z_hat of a cell and its neighbours. Not in
+            the paper; a `WienerUNet` takes it as the mean of x_0.
     """
 
     config_name = "config.json"
@@ -60,6 +64,7 @@ class HyperEncoder(ModelMixin, ConfigMixin):
         out_channels: int = 320,
         codebook_dim: int = 32,
         distance: str = "euclidean",
+        estimates_latent: bool = False,
     ):
         super().__init__()
         if stride not in STRIDES or distance not in DISTANCES:
@@ -78,6 +83,10 @@ class HyperEncoder(ModelMixin, ConfigMixin):
         self.project_in = nn.Linear(out_channels, codebook_dim)
         self.codebook = nn.Parameter(torch.randn(codebook_size, codebook_dim))
         self.project_out = nn.Linear(codebook_dim, out_channels)
+        if estimates_latent:
+            self.to_latent = nn.Sequential(
+                nn.Conv2d(out_channels, latent_channels * stride**2, 3, padding=1, padding_mode="replicate"), nn.PixelShuffle(stride)
+            )
         # Use of each code relative to its fair share, over the last thirty training batches; at first none is in use
         self.register_buffer("usage", torch.zeros(codebook_size))
         # What the probability model of the indices follows from: integers up to 255, which no floating-point type rounds (see `settle`)
@@ -118,11 +127,22 @@ class HyperEncoder(ModelMixin, ConfigMixin):
         # van den Oord et al. 2017, eq. 3
         loss = (points.detach() - codes).square().mean() + COMMITMENT * (points - codes.detach()).square().mean()
         straight = points + (codes - points).detach()
-        return HyperEncoderOutput(indices=indices, z_hat=self.features(straight), loss=loss)
+        z_hat = self.features(straight)
+        estimate = self.estimate(z_hat, *x_0.shape[-2:]) if self.config.estimates_latent else None
+        return HyperEncoderOutput(indices=indices, z_hat=z_hat, loss=loss, estimate=estimate)
 
     def features(self, codes: Tensor) -> Tensor:
         """[B, a, b, D] -> z_hat [B, M, a, b]."""
         return self.project_out(codes.to(self.dtype)).movedim(-1, 1)
+
+    def estimate(self, z_hat: Tensor, h: int, w: int) -> Tensor:
+        """[B, M, a, b] -> an estimate of the latent [B, C, h, w]."""
+        return self.to_latent(z_hat)[..., :h, :w]
+
+    @property
+    def extra_channels(self) -> int:
+        """How many channels the UNet sees beside x_t."""
+        return self.config.out_channels + self.config.estimates_latent * self.config.latent_channels
 
     @apply_forward_hook
     def encode(self, x_0: Tensor) -> Tensor:
@@ -131,8 +151,10 @@ class HyperEncoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode(self, indices: Tensor, h: int, w: int) -> Tensor:
-        """Indices [B, a, b] to what the UNet sees beside a latent [h, w]: [B, M, h, w]."""
-        return spread(self.features(self.codes()[indices]), self.config.stride, h, w)
+        """Indices [B, a, b] to what the UNet sees beside a latent [h, w]: [B, M, h, w], and the estimate's C channels if there is one."""
+        z_hat = self.features(self.codes()[indices])
+        seen = spread(z_hat, self.config.stride, h, w)
+        return torch.cat([seen, self.estimate(z_hat, h, w)], 1) if self.config.estimates_latent else seen
 
     @torch.no_grad()
     def settle(self, counts: Tensor | None = None):

@@ -25,16 +25,23 @@ class WienerUNet(UNet2DConditionModel):
     its standard error in each channel, F the UNet, whose last layer starts at zero. The output is v, as v-prediction asks for
     (Salimans & Ho 2022, section 4).
 
+    With an estimate m of x_0 (`centre_on_estimate`) the filter works on what m leaves, whose spectrum is another:
+
+        x_0_hat = m + W'(x_t - alpha m) + c_out F(c_in x_t, (m + W'(x_t - alpha m)) / std)
+
     Args:
         beta_start, beta_end: the noise levels are those of the "scaled_linear" schedule, rescaled to zero terminal SNR (Lin et al. 2024).
         in_channels: C of x_t, and further channels that F sees as they are.
+        centred: whether the last C of the further channels are an estimate of x_0.
         options: all other arguments of `UNet2DConditionModel`.
     """
 
-    def __init__(self, in_channels: int = 4, out_channels: int = 4, beta_start=0.00085, beta_end=0.012, **options):
+    def __init__(self, in_channels: int = 4, out_channels: int = 4, beta_start=0.00085, beta_end=0.012, centred=False, **options):
         super().__init__(in_channels=in_channels + out_channels, out_channels=out_channels, **options)
-        self.register_to_config(in_channels=in_channels, beta_start=beta_start, beta_end=beta_end)
+        self.register_to_config(in_channels=in_channels, beta_start=beta_start, beta_end=beta_end, centred=False)
         self.register_buffer("log2_power", torch.zeros(out_channels, KNOTS))
+        if centred:
+            self.centre_on_estimate()
         torch.nn.init.zeros_(self.conv_out.weight)
         torch.nn.init.zeros_(self.conv_out.bias)
 
@@ -45,7 +52,7 @@ class WienerUNet(UNet2DConditionModel):
 
     @staticmethod
     def _get_init_keys(input_class):  # config.json holds the UNet's own arguments too
-        return ConfigMixin._get_init_keys(UNet2DConditionModel) | {"beta_start", "beta_end"}
+        return ConfigMixin._get_init_keys(UNet2DConditionModel) | {"beta_start", "beta_end", "centred"}
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float | int, encoder_hidden_states: Tensor, *args, return_dict=True, **options
@@ -55,11 +62,13 @@ class WienerUNet(UNet2DConditionModel):
         x_t, extra = sample[:, :channels].float(), sample[:, channels:]
         alpha, sigma = self.levels(timestep, len(sample), sample.device)
         power = self.power(*sample.shape[-2:])
+        variance, mean = power.mean((1, 2))[:, None, None], torch.zeros_like(x_t)
+        if self.config.centred:
+            mean, power = extra[:, -channels:].float(), _power(self.log2_remainder, *sample.shape[-2:])
 
         total = alpha**2 * power + sigma**2
-        wiener = inverse_dct(alpha * power / total * dct(x_t))
+        wiener = mean + inverse_dct(alpha * power / total * dct(x_t - alpha * mean))
         c_out = (sigma**2 * power / total).mean((2, 3), keepdim=True).sqrt()
-        variance = power.mean((1, 2))[:, None, None]
         c_in = (alpha**2 * variance + sigma**2) ** -0.5
         seen = torch.cat([c_in * x_t, wiener * variance**-0.5], 1).to(self.dtype)
         output = super().forward(
@@ -77,23 +86,42 @@ class WienerUNet(UNet2DConditionModel):
 
     def power(self, h: int, w: int) -> Tensor:
         """Expected square of the DCT coefficients of x_0 [C, h, w]."""
-        below, weight = _knots(h, w, self.log2_power.device)
-        table = self.log2_power.float()
-        return torch.lerp(table[:, below], table[:, below + 1], weight).exp2()
+        return _power(self.log2_power, h, w)
 
-    @torch.no_grad()
+    def centre_on_estimate(self) -> None:
+        """From now on the last C further channels are an estimate of x_0; `fit_remainder` measures what it leaves."""
+        self.register_buffer("log2_remainder", self.log2_power.clone())
+        self.register_to_config(centred=True)
+
     def fit(self, latents) -> None:
         """Measure the spectrum on latents [C, h, w] of any sizes."""
-        sums = self.log2_power.new_zeros(self.log2_power.shape, dtype=torch.float64)
-        counts = sums.new_zeros(KNOTS)
-        for x_0 in latents:
-            below, weight = _knots(*x_0.shape[-2:], x_0.device)
-            nearest = (below + weight.round().long()).flatten()
-            sums.index_add_(1, nearest, dct(x_0).square().flatten(1).double())
-            counts.index_add_(0, nearest, counts.new_ones(len(nearest)))
-        measured = counts.nonzero().squeeze(1)  # small pictures lack the lowest frequencies
-        nearest = measured[(torch.arange(KNOTS)[:, None] - measured).abs().argmin(1)]
-        self.log2_power.copy_((sums / counts.clamp(min=1))[:, nearest].clamp(min=2**-30).log2())
+        self.log2_power.copy_(_log2_spectrum(latents))
+
+    def fit_remainder(self, remainders) -> None:
+        """Measure the spectrum of x_0 minus its estimate, [C, h, w] each, of any sizes."""
+        self.log2_remainder.copy_(_log2_spectrum(remainders))
+
+
+def _power(log2_power, h, w):
+    """[C, KNOTS] -> [C, h, w]"""
+    below, weight = _knots(h, w, log2_power.device)
+    table = log2_power.float()
+    return torch.lerp(table[:, below], table[:, below + 1], weight).exp2()
+
+
+@torch.no_grad()
+def _log2_spectrum(latents):
+    """log2 of the mean square of the DCT coefficients around each knot, [C, KNOTS]."""
+    sums, counts = 0, 0
+    for x_0 in latents:
+        below, weight = _knots(*x_0.shape[-2:], x_0.device)
+        nearest = (below + weight.round().long()).flatten()
+        square = dct(x_0).square().flatten(1).double()
+        sums = sums + square.new_zeros(len(x_0), KNOTS).index_add_(1, nearest, square)
+        counts = counts + square.new_zeros(KNOTS).index_add_(0, nearest, torch.ones_like(square[0]))
+    measured = counts.nonzero().squeeze(1)  # small pictures lack the lowest frequencies
+    nearest = measured[(torch.arange(KNOTS, device=measured.device)[:, None] - measured).abs().argmin(1)]
+    return (sums / counts.clamp(min=1))[:, nearest].clamp(min=2**-30).log2()
 
 
 @lru_cache(8)
