@@ -188,7 +188,7 @@ class CodecMixin:
     def labelled_bar(self, label: str, total: int = 0) -> tqdm:
         """A progress bar that says what it counts, unless `set_progress_bar_config` gave it another name."""
         bar = self.progress_bar(total=total)
-        if not getattr(bar, "desc", None):
+        if hasattr(bar, "desc") and not bar.desc:  # not so the command line's own bar, and none that is switched off
             bar.set_description_str(label)
         return bar
 
