@@ -30,7 +30,7 @@ from diffusers_compress.evaluation.rows import write_rows
 from diffusers_compress.evaluation.run import evaluate
 from diffusers_compress.evaluation.state import software
 from diffusers_compress.evaluation.task import open_original
-from diffusers_compress.files import PICTURE_SUFFIXES
+from diffusers_compress.files import find_files
 from diffusers_compress.metrics import distortion
 
 # Codecs and the bits per pixel not to exceed: PerCo's are those of its two models, and most codecs of today begin at 0.2.
@@ -85,7 +85,7 @@ def measure(folder, out, args):
 def autoencoder_psnr(folder, device):
     """Mean PSNR of the embedded model's autoencoder alone, which no codec made of it can pass by much."""
     pipe, found = load_pipeline("diffc", embedded_model(), device, "float32"), []
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES):
+    for path in find_files(folder).files.values():
         image = open_original(path)
         x = images.pad(images.to_tensor(image)[0][None], pipe.vae_scale_factor).to(device)
         decoded = images.to_output(images.crop(pipe.decode_latent(pipe.encode_picture(x)), image.height, image.width))[0]
@@ -102,7 +102,7 @@ def section(title, folder, out, args):
     names = [name for name in measured(summary) if name != "hf_ratio"]
     over = sum(not row.get("reached") for row in rows if row["codec"].partition(":")[0] in CODECS)
     ours = sum(row["codec"].partition(":")[0] in CODECS for row in rows)
-    missing = sorted({note for row in rows for note in row.get("note", "").split("; ") if note})
+    missing = sorted({note for row in rows for note in row.get("note", "").split(" | ") if note})
     return [
         f"## {title}",
         f"{len({row['picture'] for row in rows})} pictures, means. The embedded model's autoencoder alone: "

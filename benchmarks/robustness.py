@@ -1,6 +1,7 @@
 """Damaged and hostile files, and decoders that compute a little otherwise: makes ROBUSTNESS.md.
 
     python benchmarks/robustness.py --out ROBUSTNESS.md
+    python benchmarks/robustness.py --cases CASES       # awkward inputs of yours, by the command `batch` and back
 
 Every file of `tests/golden` is damaged in many ways, most of them with the checksums put right again, so that the damage gets past them. A
 file has to be decoded, or refused by one of our errors: anything else counts as a crash, and whatever takes longer than SECONDS as
@@ -8,16 +9,20 @@ a hang. Each part runs in a process of its own, whose peak memory is measured. T
 """
 
 import argparse
+import io
 import json
+import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import zlib
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -123,12 +128,12 @@ class Hang(BaseException):
 
 
 @contextmanager
-def watched():
+def watched(seconds=SECONDS):
     def hang(*_):
         raise Hang
 
     signal.signal(signal.SIGALRM, hang)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
@@ -302,6 +307,88 @@ def check_rows(count=2000, n=4096):
     return rows
 
 
+# ---------------------------------------------------------------------------------------------------------------- awkward inputs
+
+FAR = 3  # of 255 levels: a mean colour that is further off is wrong
+
+
+def described(data, plain):
+    """Mean red, green and blue that a picture file describes, by Pillow's own means, or those of `plain`, which it was made of: in
+    colour or in grey."""
+    import numpy as np
+    from PIL import Image, ImageCms
+
+    image, white = Image.open(io.BytesIO(data)), Image.new("RGBA", (1, 1), "white")
+    profile = image.info.get("icc_profile")
+    if image.mode in ("P", "LA", "RGBA", "1"):
+        flat = image.convert("RGBA")
+        flat = Image.alpha_composite(white.resize(flat.size), flat)
+    elif profile and image.mode in ("L", "RGB") and profile[16:20] == {"L": b"GRAY", "RGB": b"RGB "}[image.mode]:
+        flat = ImageCms.profileToProfile(image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    else:
+        flat = plain.convert("L") if image.mode[0] in "LIF" else plain
+    return np.asarray(flat.convert("RGB"), dtype=float).mean((0, 1))
+
+
+def members(path, prefix=""):
+    """(name, bytes) of the files below a folder, and in the tar files there; bytes are None of what is no file."""
+    for name in sorted(os.listdir(path)):
+        at, name = Path(path, name), f"{prefix}{name}"
+        if at.is_dir() and not at.is_symlink():
+            yield from members(at, f"{name}/")
+        elif at.is_file() and at.suffix == ".tar":
+            yield name, None
+            with suppress(tarfile.TarError), tarfile.open(at) as tar:
+                yield from ((f"{name}::{m.name.removeprefix('./')}", tar.extractfile(m).read()) for m in tar if m.isfile())
+        else:
+            yield name, at.read_bytes() if at.is_file() else None
+
+
+def case_rows(folder, plain):
+    """[what became of it, how many, examples] of every input below `folder`, through `batch` at 0.5 bpp and back by files."""
+    import numpy as np
+    from PIL import Image
+
+    from diffusers_compress import cli
+    from diffusers_compress.batch.manifest import read_manifest
+    from diffusers_compress.files import PICTURE_SUFFIXES, find_files
+
+    found, kinds = {}, {}
+    with tempfile.TemporaryDirectory() as out, open(Path(out, "said"), "w", encoding="utf-8") as said:
+        for words in ["batch", folder, f"{out}/coded", "--bpp", "0.5"], ["batch", f"{out}/coded", f"{out}/back", "--decode"]:
+            with redirect_stderr(said), redirect_stdout(said), watched(3600):
+                status = cli.main([*map(str, words), "--codec", "relic", "--batch-size", "1", "--device", "cpu"])
+            assert status in (0, 3), Path(out, "said").read_text()
+        said.flush()
+        print(Path(out, "said").read_text(), file=sys.stderr)
+        coded = {row["source"]: row for row in read_manifest(Path(out, "coded"))}
+        back = dict(members(Path(out, "back")))
+        skipped = find_files(folder, {*PICTURE_SUFFIXES, ".tar"}).skipped
+        for name, data in members(folder):
+            row, shard = coded.get(name), name.rpartition("::")[0]
+            if row is None and shard and coded[shard]["error"]:
+                kind = "in a shard that is refused"
+            elif row is None:
+                known = any(name == one or name.startswith(f"{one}/") for one in skipped)
+                kind = "passed over, and said so" if known else "beside a picture in a shard" if shard else "SILENT SKIP"
+            elif row["error"]:
+                kind = "refused: " + (
+                    "shard" if name.endswith(".tar") else row["error"].partition(": ")[2].replace(str(folder), "")
+                )
+            elif name.endswith(".tar"):
+                kind = "shard"
+            else:
+                target = f"{shard}::{row['target']}" if shard else row["target"]
+                picture = Image.open(io.BytesIO(back[target.removesuffix(".dfc") + ".png"]))
+                off = np.abs(np.asarray(picture, dtype=float).mean((0, 1)) - described(data, plain)).max()
+                kind = "WRONG COLOURS" if off > FAR else "coded, noted" if row["notes"] else "coded"
+                found[name] = off
+            kinds.setdefault(kind, []).append(name)
+    rows = [[kind, len(names), ", ".join(f"`{name}`" for name in names[:3])] for kind, names in sorted(kinds.items())]
+    worst = max(found, key=found.get)
+    return [*rows, ["worst mean colour, levels", f"{found[worst]:.2f}", f"`{worst}`"]]
+
+
 # ------------------------------------------------------------------------------------------------------------------- the page
 
 
@@ -357,7 +444,14 @@ def main():
     parser.add_argument("--decode", type=int, default=2_000, help="damaged files of each codec that are decoded")
     parser.add_argument("--part", help="this one alone, as a line of JSON")
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--cases", type=Path, help="folder of inputs; prints what becomes of them, and does nothing else")
+    parser.add_argument("--plain", type=Path, help="the picture that those of --cases were made of")
     args = parser.parse_args()
+    if args.cases:
+        from PIL import Image
+
+        print(table(["outcome", "inputs", "such as"], case_rows(args.cases, Image.open(args.plain).convert("RGB"))))
+        return
     if args.part:
         print(json.dumps(large_rows() if args.part == "large" else counted(args.part, args.count)))
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalTokenNotFoundError
 
 from diffusers_compress import images
 from diffusers_compress.contract import CODECS, key_of
@@ -201,10 +201,20 @@ def write_repository(
     if not license:
         raise ValueError("the model's card names no licence; give the one that it is under, such as license='openrail++'")
     pipe.save_pretrained(folder, **options)
-    write_loaders(Path(folder))
     forget_paths(Path(folder))
     rows = rate_table(pipe, pictures, rates) if len(pictures) else None
     model_card(pipe, repo_id, license, rows).save(Path(folder, "README.md"))
+
+
+def check_account(token: str | None = None) -> None:
+    """OSError if the Hub cannot be reached, or there is no token that it takes."""
+    try:
+        HfApi(token=token).whoami()
+    except LocalTokenNotFoundError:
+        raise OSError("pushing needs a token of the Hub: store one with `hf auth login`, or set HF_TOKEN") from None
+    except Exception as error:  # the client's kinds are those of its own library for HTTP
+        why = str(error).strip().partition("\n")[0]
+        raise OSError(f"the Hub cannot be reached or does not take the token ({why}); nothing was pushed") from error
 
 
 def push(
@@ -219,7 +229,8 @@ def push(
     create_pr: bool = False,
     **options,
 ) -> str:
-    """`write_repository` to the Hub, in one commit. Returns the commit's address."""
+    """`write_repository` to the Hub, in one commit. Returns the commit's address. OSError before any work if the Hub refuses."""
+    check_account(token)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         write_repository(pipe, folder, repo_id, license, pictures, rates, **options)

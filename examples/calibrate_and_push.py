@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diffusers_compress import DiffCPipeline, embedded_model, hub, images
 from diffusers_compress.calibration import calibrate_error, calibrate_latent
+from diffusers_compress.files import find_files
 
 
 def main():
@@ -23,8 +24,13 @@ def main():
     parser.add_argument("--folder", type=Path, help="write the repository here instead of pushing it")
     args = parser.parse_args()
 
-    pictures = [images.open_image(path) for path in sorted(args.pictures.iterdir())]
-    seen, held_out = pictures[: -args.held_out], pictures[-args.held_out :]
+    pictures = [images.open_image(path) for path in find_files(args.pictures).files.values()]
+    count = len(pictures) - args.held_out
+    if count < 1:
+        parser.error(f"{args.pictures} has {len(pictures)} pictures, and {args.held_out} are for the table; lower --held-out")
+    if not args.folder:
+        hub.check_account()
+    seen, held_out = pictures[:count], pictures[count:]
     pipe = DiffCPipeline.from_pretrained(args.model, variance_head=None)  # one was trained for another calibration
     pipe.register_to_config(calibration={"error": calibrate_error(pipe, seen), "latent": calibrate_latent(pipe, seen)})
     if args.folder:

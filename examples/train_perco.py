@@ -38,6 +38,7 @@ from train_common import forget_log, latest_checkpoint, load_checkpoint, save_ch
 from diffusers_compress import PerCoPipeline, embedded_model, images
 from diffusers_compress.codecs.perco.format import PRESETS
 from diffusers_compress.diffusion import equations, schedule
+from diffusers_compress.files import read_text
 from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder, spread
 from diffusers_compress.models.wiener_unet import WienerUNet
@@ -98,7 +99,7 @@ def caption_of(path, captions):
     if path.name in captions:
         return captions[path.name]
     text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.exists() else ""
+    return read_text(text).strip() if text.exists() else ""
 
 
 def random_crop(array, size, generator):

@@ -31,6 +31,8 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(
                 200, {"id": "/".join(parts[2:4]), "sha": commit_of(folder), "siblings": siblings, "private": False}
             )
+        if parts == ["api", "whoami-v2"]:
+            return self.answer(200, {"type": "user", "name": "me", "auth": {}})
         if "resolve" in parts:
             at = parts.index("resolve")
             folder, name = self.folder("/".join(parts[:at]), parts[at + 1]), "/".join(parts[at + 2 :])

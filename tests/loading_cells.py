@@ -40,6 +40,8 @@ for codec, name in CLASSES.items():
     for where, source in sources.items():
         pipe = ours.from_pretrained(source)
         cells[codec, where, "class"] = coded(pipe)
+        if where == "saved":
+            cells[codec, where, "trusted"] = coded(DiffusionPipeline.from_pretrained(source, trust_remote_code=True))
         if where in ("folder", "id", "saved"):
             cells[codec, where, "file"] = coded(DiffusionPipeline.from_pretrained(source, **custom))
             by_id = DiffusionPipeline.from_pretrained(source, custom_pipeline=pushed, trust_remote_code=True)

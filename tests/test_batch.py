@@ -28,7 +28,7 @@ from diffusers_compress import batch, cli, contract, images
 from diffusers_compress.batch import shards, walk, work
 from diffusers_compress.batch.manifest import MANIFEST, SETTINGS
 from diffusers_compress.cli import terminal
-from diffusers_compress.cli.batch import SOME_FAILED
+from diffusers_compress.cli.batch import SOME_FAILED, report
 from diffusers_compress.cli.options import named_value
 from diffusers_compress.cli.terminal import progress
 from diffusers_compress.format import container
@@ -63,7 +63,8 @@ class ToyPipeline:
     def decompress(self, files, batch_size):
         self.calls.append(len(files))
         headers = [container.read_header(data)[0] for data in files]
-        return SimpleNamespace(images=[Image.new("RGB", (header.width, header.height)) for header in headers])
+        pictures = [Image.new("RGB", (header.width, header.height)) for header in headers]
+        return SimpleNamespace(images=pictures, notes=[["drifted"]] * len(files))
 
 
 def encode(source, output, pipe=None, batch_size=4, **options):
@@ -143,6 +144,16 @@ def test_decode_is_the_inverse(tmp_path):
     assert files.keys() == {f"part {i % 2}/{i:04}.png" for i in range(7)}
     for name, data in files.items():
         assert Image.open(io.BytesIO(data)).size == Image.open(tmp_path / "in" / name).size
+
+
+def test_what_the_decoder_notes_is_in_the_manifest_and_on_the_terminal(tmp_path, capsys):
+    encode(make_folder(tmp_path / "in", 3), tmp_path / "coded")
+    decode(tmp_path / "coded", tmp_path / "out")
+    rows = list(batch.picture_lines(tmp_path / "out"))
+    assert [row["notes"] for row in rows] == [["drifted"]] * 3
+    assert report(tmp_path / "out", rows, 1.0) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"note: {rows[0]['source']} and 2 more: drifted" and lines[1].startswith(f"{tmp_path / 'out'}: 3 of 3 ")
 
 
 def test_like_sizes_share_the_network_in_full_batches(tmp_path):

@@ -22,7 +22,7 @@ from diffusers_compress import DiffCPipeline, VarianceHead, __version__, calibra
 from diffusers_compress.cli import info, loading, terminal
 from diffusers_compress.cli.calibrate import save_calibrated
 from diffusers_compress.cli.demo import DEMO_BPP, demo_photo
-from diffusers_compress.cli.paths import check_picture_format
+from diffusers_compress.cli.paths import check_picture_format, some_pictures
 from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.coding import bit_payload
 from diffusers_compress.format import container
@@ -322,6 +322,17 @@ def test_calibrate_wants_pictures(run, tmp_path):
     assert_fails(run("calibrate", tmp_path / "photos", "--out", tmp_path / "new"), "no picture here")
     assert_fails(run("calibrate", tmp_path / "photos", "--out", tmp_path / "nowhere" / "new"), "no such folder")
     assert not (tmp_path / "new").exists()
+
+
+def test_pictures_for_a_measurement_and_what_was_passed_over(photo, tmp_path):
+    (tmp_path / "sub").mkdir()
+    photo.save(tmp_path / "sub" / "b.jfif", format="JPEG")
+    photo.save(tmp_path / "._a.png")
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    os.mkfifo(tmp_path / "pipe.png")
+    pictures, notes = some_pictures(tmp_path, 3)
+    assert [picture.size for picture in pictures] == [(96, 64)]
+    assert [note.partition(" (")[0] for note in notes] == [f"passed over: {n}" for n in ("._a.png", "broken.png", "pipe.png")]
 
 
 def test_unreadable_picture(run, tmp_path):

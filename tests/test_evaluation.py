@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from diffusers_compress import cli, evaluation, images, metrics
+from diffusers_compress.codecs.diffc import drift
+from diffusers_compress.evaluation import report, task
 from diffusers_compress.evaluation.baselines import BASELINES, largest_that_fits, read
 from diffusers_compress.evaluation.codec import Codec, load_pipeline, parse_codec
 from diffusers_compress.evaluation.run import evaluate
@@ -111,6 +113,38 @@ def test_variants_of_the_decoder_share_the_file(run):
     )
     assert flow["file"] == denoised["file"] and flow["encode_seconds"] == denoised["encode_seconds"]
     assert flow["decoded"] != denoised["decoded"] and flow["psnr"] != denoised["psnr"]
+
+
+def test_pictures_are_found_as_everywhere_and_what_is_not_read_is_told(photo, tmp_path, monkeypatch):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("sub/a.jfif", os.fsdecode(b"caf\xe9.png"), "._a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        photo.save(folder / name, format="PNG")
+    (folder / "sub" / "a.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (folder / "broken.png").write_bytes(b"not a picture")
+    os.mkfifo(folder / "pipe.png")
+    rows = evaluate(folder, out, [Codec("jpeg")], [1.0], ("psnr",))
+    evaluation.write_rows(out, rows)
+    assert [row["picture"] for row in rows] == [os.fsdecode(b"caf\xe9.png"), "sub/a.jfif"]
+    assert all((out / row["decoded"]).is_file() and row["psnr"] > 20 for row in rows)
+    notes = report.notes_of(out, rows)
+    for words in ("not text in UTF-8", "._a.png (hidden)", "broken.png (ValueError: ", "pipe.png (OSError: "):
+        assert sum(words in note for note in notes) == 1, notes
+    assert len(notes) == 4
+    with pytest.raises(ValueError, match="lies in the folder"):
+        evaluate(folder, folder / "out", [Codec("jpeg")], [1.0], ("psnr",))
+
+
+def test_drift_is_in_the_rows(codecs, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(drift, "BOUND", -1.0)
+    monkeypatch.setattr("diffusers_compress.pipelines.diffc.CHECKED_BYTES", 0)
+    made = task.Task(tmp_path, "a.png", folder / "a.png", 0.2, (codecs[1],), (), "cpu", "float32")
+    image = open_original(folder / "a.png")
+    data = load_pipeline("diffc", codecs[1].model, "cpu", "float32").compress(image, target_bpp=0.2).bitstreams[0]
+    (tmp_path / "drifted.dfc").write_bytes(data)
+    with pytest.warns(RuntimeWarning, match="drifted"):
+        row = task.measure(made, codecs[1], image, tmp_path / "drifted.dfc")
+    assert "drifted" in row["note"]
 
 
 def test_csv_and_parquet_hold_the_rows(run):
@@ -306,6 +340,15 @@ def test_the_command_writes_tables_and_a_page(folder, tmp_path, tiny_sd_folder, 
     assert "| diffc@model | 1 |" in out and "| jpeg | 2 |" in out and "report.html: 8 rows" in out
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"rows.csv", "rows.parquet", "summary.json", "report.html", "plots", "files", "decoded"} <= names
+
+
+def test_a_report_counts_although_nobody_reads_of_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert (
+        cli.main(["eval", str(folder), "--out", str(tmp_path / "report"), "--codec", "jpeg", "--bpp", "1", "--metrics", "psnr"])
+        == 0
+    )
+    assert (tmp_path / "report" / "report.html").exists()
 
 
 def test_the_command_tells_wrong_options_in_a_line(folder, tmp_path, capsys):

@@ -81,10 +81,17 @@ def test_calibrate_and_push(run, pictures, tmp_path, tiny_sd_folder):
         "--folder",
         tmp_path / "repository",
     ]
+    (pictures / "notes.txt").write_text("no picture")
     run("calibrate_and_push.py", pictures, "me/codec", *options)
     assert json.loads((tmp_path / "repository/model_index.json").read_text())["_class_name"] == ["pipeline", "DiffCPipeline"]
     for pipeline in (DiffCPipeline, RelicPipeline):
         assert {"error", "latent"} == pipeline.from_pretrained(tmp_path / "repository").config.calibration.keys()
+
+
+def test_calibrate_and_push_wants_pictures_beside_those_of_the_table(run, pictures, capsys):
+    with pytest.raises(SystemExit):
+        run("calibrate_and_push.py", pictures, "me/codec", "--held-out", 3)
+    assert "has 3 pictures, and 3 are for the table; lower --held-out" in capsys.readouterr().err
 
 
 def test_sdxl_and_flux(run, pictures, tmp_path):

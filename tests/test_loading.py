@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_perco import make as perco
 
 from diffusers_compress import DiffCPipeline, PerCoPipeline, RelicPipeline, VarianceHead, hub
+from diffusers_compress.cli.calibrate import save_calibrated
 from diffusers_compress.models import adapter
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ CLASSES = {"diffc": DiffCPipeline, "relic": RelicPipeline, "perco": PerCoPipelin
 UNTRAINED = ("folder", "id", "pipe")  # rows that PerCo, which must be trained, does not have
 RATES = {"0.0019": 8, "0.1250": 1}  # adapters in a repository: their names, and the strides of their grids
 COLUMNS = ["class", "file", "custom id", "trusted"]
-ROWS = {"folder": COLUMNS[:3], "id": COLUMNS[:3], "saved": COLUMNS[:3], "pushed": ["class", "trusted"], "pipe": ["class", "file"]}
+ROWS = {"folder": COLUMNS[:3], "id": COLUMNS[:3], "saved": COLUMNS, "pushed": ["class", "trusted"], "pipe": ["class", "file"]}
 OPTIONS = ["revision", "local_files_only", "variant", "dtype", "device_map", "quantization_config"]
 
 
@@ -65,7 +66,9 @@ def world(tmp_path_factory, photo):
 
 def save_adapter(pipe, folder, base="them/sd"):
     pipe.hyper_encoder.save_pretrained(folder / "hyper_encoder")
-    adapter.save({f"conv_in.{name}": tensor for name, tensor in pipe.unet.conv_in.state_dict().items()}, folder, base, torch.float32)
+    adapter.save(
+        {f"conv_in.{name}": tensor for name, tensor in pipe.unet.conv_in.state_dict().items()}, folder, base, torch.float32
+    )
 
 
 def head():
@@ -167,6 +170,21 @@ def test_the_table_of_the_docs_has_these_cells():
     assert all(f"`{option}`" in text for option in OPTIONS)
 
 
+def test_diffusers_alone_says_what_to_do(world):
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        diffusers.DiffusionPipeline.from_pretrained(world / "saved" / "relic")
+
+
+def test_a_push_that_cannot_be_ends_before_the_work(monkeypatch):
+    """Without a network, and without a token; the pipeline is not even looked at."""
+    for variable, value, words in ("HF_TOKEN", "hf_of_a_test", "nothing was pushed"), ("HF_TOKEN_PATH", "/none", "needs a token"):
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(OSError, match=words) as caught:
+            hub.push(None, "me/codec", pictures=[None])
+        assert "\n" not in str(caught.value)
+
+
 def test_components_that_no_codec_uses_are_not_fetched(world, cells):
     fetched = (world / "hub" / "requests.log").read_text().split()
     # this revision was loaded by our classes only
@@ -203,13 +221,13 @@ def test_the_licence_is_that_of_the_model(world, tmp_path):
         hub.write_repository(pipe, tmp_path / "new", "me/new")
 
 
-def test_a_saved_folder_is_still_a_stable_diffusion_model(world, caplog):
-    """What is ours in the index is no concern of diffusers' own pipeline."""
-    pipe = RelicPipeline.from_pretrained(world / "plain", calibration={"latent": {"mean": [0.0] * 4, "std": [1.0] * 4}})
-    pipe.save_pretrained(world / "calibrated")
+def test_a_calibrated_folder_is_still_a_stable_diffusion_model(world, caplog):
+    """What `calibrate` writes into the index is no concern of diffusers' own pipeline."""
+    calibration = {"latent": {"mean": [0.0] * 4, "std": [1.0] * 4}}
+    save_calibrated(str(world / "plain"), world / "calibrated", calibration)
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(world / "calibrated")
     assert theirs.unet is not None and "calibration" not in caplog.text
-    assert DiffCPipeline.from_pretrained(world / "calibrated").config.calibration == pipe.config.calibration
+    assert DiffCPipeline.from_pretrained(world / "calibrated").config.calibration == calibration
 
 
 # ---------------------------------------------------------------------------------------------------------------- adapters
@@ -290,7 +308,9 @@ for name, options in (("them/sd", {}), ("them/sd", {"local_files_only": True}), 
 def test_no_network_and_no_such_model(world, address, tmp_path):
     nowhere = run_with_hub("http://127.0.0.1:9", tmp_path, ["-c", MESSAGES]).splitlines()
     for unreachable, forbidden, other in (nowhere[0::2], nowhere[1::2]):
-        assert re.fullmatch(r"them/sd: the Hub cannot be reached \(.*refused.*\), and .* not in the cache; connect, or .*", unreachable)
+        assert re.fullmatch(
+            r"them/sd: the Hub cannot be reached \(.*refused.*\), and .* not in the cache; connect, or .*", unreachable
+        )
         assert "local_files_only or HF_HUB_OFFLINE forbids" in forbidden and "cannot be reached" in other
     known = run_with_hub(address, tmp_path, ["-c", MESSAGES]).splitlines()
     assert all("nobody/nothing: neither a folder here nor a public model on the Hub" in line for line in known[-2:])
@@ -299,7 +319,12 @@ def test_no_network_and_no_such_model(world, address, tmp_path):
 def test_an_autoencoder_of_another_kind(world, photo):
     """AsymmetricAutoencoderKL's config knows no shift."""
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    channels = {"down_block_out_channels": (8,) * 4, "up_block_out_channels": (8,) * 4, "norm_num_groups": 4, "latent_channels": 4}
+    channels = {
+        "down_block_out_channels": (8,) * 4,
+        "up_block_out_channels": (8,) * 4,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    }
     pipe = RelicPipeline.from_pretrained(world / "plain", vae=diffusers.AsymmetricAutoencoderKL(**blocks, **channels))
     pipe.set_progress_bar_config(disable=True)
     data = pipe.compress(photo, max_bytes=100).bitstreams[0]

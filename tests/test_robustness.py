@@ -184,3 +184,12 @@ def test_the_minimal_reader_makes_the_descriptions_example():
             assert rank[:4] == row("ranks of step 0") and v[:4] == pytest.approx(row("v of step 0"), rel=1e-3)
         y = minimal_reader.trellis_samples(message, v, rank, 1, step)
         assert y[:4] == pytest.approx(row(f"y of step {step}"), abs=2e-5)
+
+
+def test_the_tests_that_hold_each_kind_of_trouble_are_there():
+    text = (TESTS.parent / "ROBUSTNESS.md").read_text(encoding="utf-8")
+    rows = [line for line in text.partition("## Kinds of trouble")[2].partition("\n## ")[0].splitlines() if "test_" in line]
+    assert len(rows) == 16
+    for file, name in re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", "".join(rows)):
+        last = file or last
+        assert f"def {name}(" in (TESTS / last).read_text(encoding="utf-8") or not name

@@ -49,8 +49,8 @@ def decoder(pipe, batch_size: int, **options) -> Codec:
     check_options(pipe.decompress, options)
 
     def code(files):
-        pictures = pipe.decompress(files, batch_size=batch_size, **options).images
-        return [(x, x.width * x.height, []) for x in pictures]
+        out = pipe.decompress(files, batch_size=batch_size, **options)
+        return [(x, x.width * x.height, notes) for x, notes in zip(out.images, out.notes)]
 
     return Codec(frozenset([".dfc"]), ".png", file_size, load_file, code, png, batch_size, pipe.vae_scale_factor)
 

@@ -97,7 +97,10 @@ def batch_command(
 def report(output: Path, rows: Iterable[dict], seconds: float) -> int:
     """Say what a batch came to; the number of pictures that failed."""
     good = failed = size = bpp = 0
+    noted = {}  # note -> the first of its pictures, and their number
     for row in rows:
+        for note in row["notes"]:
+            noted[note] = noted.get(note, (row["source"], 0))[0], noted.get(note, ("", 0))[1] + 1
         if row["error"]:
             failed += 1
             if failed <= 10:
@@ -106,6 +109,10 @@ def report(output: Path, rows: Iterable[dict], seconds: float) -> int:
             good, size, bpp = good + 1, size + row["bytes"], bpp + row["bpp"]
     if failed > 10:
         complain(f"and {failed - 10:,} more: see {output / 'manifest.jsonl'}")
+    for note, (name, count) in list(noted.items())[:10]:
+        say(output, f"note: {name}{f' and {count - 1:,} more' if count > 1 else ''}: {note}")
+    if len(noted) > 10:
+        say(output, f"and {len(noted) - 10:,} more notes: see {output / 'manifest.jsonl'}")
     mean = f"{bpp / max(1, good):.4f} bpp on average"
     say(output, f"{output}: {good:,} of {good + failed:,} pictures, {size:,} bytes, {mean}, {seconds:.1f} s")
     return failed

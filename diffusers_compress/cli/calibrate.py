@@ -26,7 +26,7 @@ def calibrate_command(
         raise FileExistsError(f"{out}: exists already; name a new folder")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder")
-    pictures = some_pictures(folder, max_pictures)
+    pictures, notes = some_pictures(folder, max_pictures)
     pipe = loading.load(model, device, dtype)
 
     from diffusers_compress import calibration
@@ -36,6 +36,8 @@ def calibrate_command(
     source = loading.model_source(model)
     save_calibrated(source if Path(source).exists() else pipe.download(source), out, found)
     say(out, f"{out}: calibrated on {len(pictures)} pictures, {clock.seconds:.1f} s")
+    for note in notes:
+        say(out, f"note: {note}")
     for trained in ("variance_head", "parameter_network"):
         if (out / trained).is_dir():
             say(out, f"note: the model's {trained} was trained on top of another calibration; train it again")

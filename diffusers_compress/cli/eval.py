@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffusers_compress.cli.loading import model_source
 from diffusers_compress.cli.options import Anchor, Codecs, Device, Dtype, Every, Jobs, Metrics, Models, Pictures, Rates, Report
-from diffusers_compress.cli.terminal import UsageError, progress, quieten_libraries, tell
+from diffusers_compress.cli.terminal import UsageError, progress, quieten_libraries, say
 from diffusers_compress.contract import DEFAULT
 
 
@@ -27,7 +27,7 @@ def eval_command(
     import torch
 
     from diffusers_compress import evaluation
-    from diffusers_compress.evaluation.report import markdown, quality_table, summarise, write_report
+    from diffusers_compress.evaluation.report import markdown, notes_of, quality_table, summarise, write_report
     from diffusers_compress.metrics import PICTURE_METRICS, SET_METRICS, WITHOUT_WEIGHTS
 
     for library in ("bjontegaard", "matplotlib"):
@@ -52,5 +52,7 @@ def eval_command(
     command = shlex.join(["diffusers-compress", "eval", *words, *(word for name in model or [] for word in ("--model", name))])
     page = write_report(folder, out, rows, command, figures, anchor)
     for line in markdown(*quality_table(summarise(rows, figures))).splitlines():
-        tell(line)
-    tell(f"{page}: {len(rows)} rows, also in {out / 'rows.csv'}")
+        say(out, line)
+    for note in notes_of(out, rows, figures):
+        say(out, f"note: {note}")
+    say(out, f"{page}: {len(rows)} rows, also in {out / 'rows.csv'}")

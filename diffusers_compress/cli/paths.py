@@ -13,14 +13,23 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def some_pictures(folder: Path, count: int) -> "list[Image.Image]":
-    """At most so many pictures of a folder's tree, evenly chosen."""
-    from diffusers_compress.files import PICTURE_SUFFIXES
+def some_pictures(folder: Path, count: int) -> "tuple[list[Image.Image], list[str]]":
+    """At most so many pictures of a folder's tree, evenly chosen; and in words what was passed over. FileNotFoundError if none is left."""
+    from diffusers_compress import images
+    from diffusers_compress.files import PICTURE_SUFFIXES, find_files, open_regular, skip_notes
 
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no picture here with one of the suffixes {', '.join(sorted(PICTURE_SUFFIXES))}")
-    return [open_picture(path) for path in paths[:: -(-len(paths) // count)]]
+    found, skipped = find_files(folder)
+    pictures = []
+    for name in list(found)[:: max(1, -(-len(found) // count))]:
+        try:
+            with open_regular(found[name]) as file:
+                pictures.append(images.read_image(file.read(), name))
+        except (OSError, ValueError) as error:
+            skipped[name] = str(error)
+    if not pictures:
+        why = f"no picture here that can be read, with one of the suffixes {', '.join(sorted(PICTURE_SUFFIXES))}"
+        raise FileNotFoundError(f"{folder}: {why}")
+    return pictures, skip_notes(skipped)
 
 
 def open_picture(path: Path) -> "Image.Image":

@@ -1,5 +1,7 @@
 """The command `push`."""
 
+from pathlib import Path
+
 from diffusers_compress.cli import loading
 from diffusers_compress.cli.options import (
     CardPictures,
@@ -16,7 +18,7 @@ from diffusers_compress.cli.options import (
     check_preset,
 )
 from diffusers_compress.cli.paths import some_pictures
-from diffusers_compress.cli.terminal import phase, tell
+from diffusers_compress.cli.terminal import complain, phase, say
 from diffusers_compress.contract import DEFAULT
 
 
@@ -36,8 +38,10 @@ def push_command(
     """Share a model as a codec on the Hub, with a card that says how to load it and what it was measured to do."""
     check_preset(codec, preset)
     rates = [float(rate) for rate in bpp.split(",")]
-    measured = some_pictures(pictures, max_pictures) if pictures else []
+    measured, notes = some_pictures(pictures, max_pictures) if pictures else ([], [])
+    for note in notes:
+        complain(f"note: {note}")
     pipe = loading.load(model, device, dtype, codec, preset)
     with phase("measuring and pushing", pipe):
         address = pipe.push_to_hub(repository, license, measured, rates, private=private or None)
-    tell(address)
+    say(Path(repository), address)

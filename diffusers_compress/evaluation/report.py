@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from diffusers_compress import images
-from diffusers_compress.files import png, write_file
+from diffusers_compress.files import png, skip_notes, write_file
 from diffusers_compress.metrics import PICTURE_METRICS, SET_METRICS
 
 METRICS = {**PICTURE_METRICS, **SET_METRICS}
@@ -252,9 +252,8 @@ def write_report(
     for picture, tiles in crops(folder, out, rows):
         figures = (f"<figure>{picture_tag(png(t), 'png', c)}<figcaption>{escape(c)}</figcaption></figure>" for c, t in tiles)
         sections.append(f'<h3>{escape(picture)}</h3><div class="tiles">{"".join(figures)}</div>')
-    notes = sorted({note for row in rows for note in row.get("note", "").split("; ") if note})
-    notes += sorted({figures["note"] for figures in (set_figures or {}).values() if "note" in figures})
-    sections += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes or ["none"]), "</ul>"]
+    notes = notes_of(out, rows, set_figures) or ["none"]
+    sections += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
     sections += ["<h2>Made by</h2>", f"<pre>{escape(command)}\n\n{escape(software_text(out, rows))}</pre>"]
 
     page = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Codecs compared</title>'
@@ -262,8 +261,15 @@ def write_report(
     page += f"<h1>{len({row['picture'] for row in rows})} pictures, {len({row['codec'] for row in rows})} codecs</h1>"
     page += "<p>Every figure was taken on a file that was written, read back and decoded; "
     page += "bpp = 8 x bytes of the file / pixels of the original.</p>" + "".join(sections) + "</body></html>"
-    write_file(out / "report.html", page.encode(), True)
+    write_file(out / "report.html", page.encode(errors="backslashreplace"), True)
     return out / "report.html"
+
+
+def notes_of(out: Path, rows: list[dict], set_figures: dict | None = None) -> list[str]:
+    """What is to know of the rows, each once: drift, metrics that are not there, pictures that were passed over."""
+    notes = sorted({note for row in rows for note in row.get("note", "").split(" | ") if note})
+    notes += sorted({figures["note"] for figures in (set_figures or {}).values() if "note" in figures})
+    return notes + skip_notes(json.loads((out / "skipped.json").read_text()))
 
 
 def software_text(out: Path, rows: list[dict]) -> str:

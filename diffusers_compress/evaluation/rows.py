@@ -24,9 +24,15 @@ def read_rows(out: Path) -> dict:
     return rows
 
 
+def printable(value):
+    """Text with what is no Unicode, such as bytes in a file's name, as escapes."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
 def write_rows(out: Path, rows: list[dict]):
     """`rows.csv`, and `rows.parquet` where pyarrow is there."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
+    rows = [{name: printable(value) for name, value in row.items()} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

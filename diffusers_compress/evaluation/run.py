@@ -17,8 +17,10 @@ from diffusers_compress.evaluation.codec import Codec
 from diffusers_compress.evaluation.rows import read_rows
 from diffusers_compress.evaluation.state import software
 from diffusers_compress.evaluation.task import Task, open_original, run_task, unavailable
-from diffusers_compress.files import PICTURE_SUFFIXES, write_file
+from diffusers_compress.files import find_files, write_file
 from diffusers_compress.metrics import distortion
+
+SKIPPED = "skipped.json"
 
 
 def evaluate(
@@ -37,7 +39,8 @@ def evaluate(
     software, model, device or dtype have changed.
 
     Args:
-        folder: where the pictures are; each `every`-th by name is taken. A text file of a picture's name is its caption.
+        folder: where the pictures are (`files.find_files`); each `every`-th by name is taken. A text file of a picture's name is
+            its caption. What is passed over, or cannot be read, is in `skipped.json`, name -> why.
         bpps: targets, bits per pixel not to exceed: 8 * bytes / (width * height).
         names: of `metrics.PICTURE_METRICS`.
         jobs: processes; with more than one each has one thread, and seconds are those of one thread among as many.
@@ -46,18 +49,19 @@ def evaluate(
     Raises:
         ValueError: for an argument out of its range.
     """
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)[::every]
-    check_arguments(folder, pictures, codecs, bpps, names, jobs)
+    pictures, skipped = pictures_of(folder, every)
+    check_arguments(folder, out, pictures, codecs, bpps, names, jobs)
     out.mkdir(parents=True, exist_ok=True)
+    write_file(out / SKIPPED, json.dumps(skipped, indent=1).encode(), overwrite=True)
     write_file(out / "software.json", json.dumps(software(), indent=1).encode(), overwrite=True)
     groups = {}  # by file
     for codec in codecs:
         groups.setdefault(codec.encoding, []).append(codec)
     tasks = [
-        Task(out, picture, bpp, tuple(group), tuple(names), device, dtype)
+        Task(out, name, path, bpp, tuple(group), tuple(names), device, dtype)
         for group in groups.values()
         for bpp in bpps
-        for picture in pictures
+        for name, path in pictures.items()
     ]
     rows = read_rows(out)
     todo = [task for task in tasks if not all(finished(task, rows.get(key)) for key in keys(task))]
@@ -69,13 +73,29 @@ def evaluate(
                 file.write(json.dumps(row) + "\n")
             file.flush()
             progress(done, len(tasks))
-    wanted = [(codec.label, bpp, picture.name) for codec in codecs for bpp in bpps for picture in pictures]
+    wanted = [(codec.label, bpp, name) for codec in codecs for bpp in bpps for name in pictures]
     return [rows[key] for key in wanted]
 
 
-def check_arguments(folder, pictures, codecs, bpps, names, jobs):
+def pictures_of(folder: Path, every: int = 1) -> tuple[dict[str, Path], dict[str, str]]:
+    """(name -> path of the pictures that can be read, name -> why of what is passed over)."""
+    found = find_files(folder)
+    captions = {str(Path(name).with_suffix(".txt")) for name in found.files}
+    pictures, skipped = {}, {name: why for name, why in found.skipped.items() if name not in captions}
+    for name in list(found.files)[::every]:
+        try:
+            open_original(found.files[name])
+            pictures[name] = Path(found.files[name])
+        except (OSError, ValueError) as error:
+            skipped[name] = f"{type(error).__name__}: {error}"
+    return pictures, skipped
+
+
+def check_arguments(folder, out, pictures, codecs, bpps, names, jobs):
     if not pictures:
-        raise ValueError(f"{folder}: no pictures here")
+        raise ValueError(f"{folder}: no pictures here that can be read")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out}: lies in the folder of the pictures; choose one outside")
     labels = [codec.label for codec in codecs]
     if not codecs or len(set(labels)) < len(labels):
         raise ValueError(f"name at least one codec, and none twice, not {', '.join(labels) or 'none'}")
@@ -89,7 +109,7 @@ def check_arguments(folder, pictures, codecs, bpps, names, jobs):
 
 
 def keys(task: Task) -> list[tuple]:
-    return [(codec.label, task.target_bpp, task.picture.name) for codec in task.codecs]
+    return [(codec.label, task.target_bpp, task.name) for codec in task.codecs]
 
 
 def finished(task: Task, row: dict | None) -> bool:

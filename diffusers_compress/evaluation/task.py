@@ -16,7 +16,7 @@ from diffusers_compress.evaluation.baselines import BASELINES, largest_that_fits
 from diffusers_compress.evaluation.clock import stopwatch
 from diffusers_compress.evaluation.codec import Codec, load_pipeline
 from diffusers_compress.evaluation.state import digest
-from diffusers_compress.files import write_file
+from diffusers_compress.files import open_regular, read_text, write_file
 from diffusers_compress.format import container
 from diffusers_compress.metrics import distortion
 
@@ -42,6 +42,7 @@ class Task:
     """One picture at one rate by codecs that share the file."""
 
     out: Path
+    name: str  # of the picture, below its folder
     picture: Path
     target_bpp: float
     codecs: tuple[Codec, ...]
@@ -56,12 +57,14 @@ class Task:
 
     def path(self, kind: str, label: str, suffix: str) -> Path:
         folder = re.sub(r"[^\w.=-]+", "_", label)
-        return self.out / kind / folder / f"{self.target_bpp:g}" / f"{self.picture.name}{suffix}"
+        return self.out / kind / folder / f"{self.target_bpp:g}" / f"{self.name}{suffix}"
 
 
 def open_original(path: Path) -> Image.Image:
-    """The picture as every codec gets it: upright, 8-bit sRGB."""
-    return images.to_output(images.to_tensor(images.open_image(path))[0][None])[0]
+    """The picture as every codec gets it: upright, 8-bit sRGB. OSError or ValueError if it cannot be read."""
+    with open_regular(path) as file:
+        image = images.read_image(file.read(), path)
+    return images.to_output(images.to_tensor(image)[0][None])[0]
 
 
 def run_task(task: Task) -> list[dict]:
@@ -76,7 +79,7 @@ def run_task(task: Task) -> list[dict]:
 
 
 def identity(task: Task, codec: Codec, image: Image.Image) -> dict:
-    facts = {"codec": codec.label, "picture": task.picture.name, "target_bpp": task.target_bpp, "state": task.state}
+    facts = {"codec": codec.label, "picture": task.name, "target_bpp": task.target_bpp, "state": task.state}
     return {**facts, "width": image.width, "height": image.height, "device": task.device, "dtype": task.dtype}
 
 
@@ -108,27 +111,31 @@ def encode(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
 
 def measure(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
     """Read the file, decode it, write the picture: bytes, bpp, what it took, and the metrics."""
-    data = path.read_bytes()
+    data, notes = path.read_bytes(), []
     if codec.name in BASELINES:
         with stopwatch() as clock:
             decoded = BASELINES[codec.name].decode(data)
     else:
         pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp)
         with stopwatch(pipe) as clock:
-            decoded = pipe.decompress(data, **dict(codec.decode_options)).images[0]
+            output = pipe.decompress(data, **dict(codec.decode_options))
+        decoded, notes = output.images[0], list(output.notes[0])
     target = task.path("decoded", codec.label, ".png")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_file(target, save(decoded, 1, "PNG", "compress_level"), overwrite=True)
 
     facts = {"bytes": len(data), "bpp": 8 * len(data) / (image.width * image.height), "file": str(path.relative_to(task.out))}
     facts |= {f"decode_{name}": value for name, value in clock.items()}
-    caption = task.picture.with_suffix(".txt")
-    text = caption.read_text(encoding="utf-8").strip() if caption.exists() else ""
-    x, x_hat, notes = distortion.samples(image), distortion.samples(decoded), []
+    caption, text = task.picture.with_suffix(".txt"), ""
+    try:
+        text = read_text(caption).strip() if caption.exists() else ""
+    except (OSError, ValueError) as error:
+        notes.append(f"caption not read: {error}")
+    x, x_hat = distortion.samples(image), distortion.samples(decoded)
     for name in task.metrics:
         try:
             facts[name] = load_metric(name)(x, x_hat, text)
         except Exception as error:  # noqa: BLE001 - a picture too small for a metric, weights that cannot be had: the run goes on
             facts[name] = None
             notes.append(f"{name} {metrics.reason(error)}")
-    return {**facts, "decoded": str(target.relative_to(task.out)), "note": "; ".join(notes)}
+    return {**facts, "decoded": str(target.relative_to(task.out)), "note": " | ".join(notes)}
