@@ -103,7 +103,7 @@ def files_of(folder):
 
 
 def sha(data):
-    return hashlib.sha1(data).hexdigest()
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
 
 
 def commit_of(folder):
@@ -112,11 +112,14 @@ def commit_of(folder):
 
 
 def serve(folder):
-    """The server, of which `server_port` tells where; `serve_forever` runs it."""
-    return ThreadingHTTPServer(("127.0.0.1", 0), type("HubOf", (Hub,), {"root": Path(folder)}))
+    """The server, of which `server_port` tells where; connections are refused until `server_activate`, `serve_forever` runs it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubOf", (Hub,), {"root": Path(folder)}), bind_and_activate=False)
+    server.server_bind()
+    return server
 
 
 if __name__ == "__main__":
     server = serve(sys.argv[1])
+    server.server_activate()
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()

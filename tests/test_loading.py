@@ -14,6 +14,7 @@ import fake_hub
 import pytest
 import tiny_models
 import torch
+from fork_server import LIBRARIES, ForkServer
 from safetensors.torch import load_file, save_file
 from test_perco import make as perco
 
@@ -30,14 +31,7 @@ ROWS = {"folder": COLUMNS[:3], "id": COLUMNS[:3], "saved": COLUMNS, "pushed": ["
 OPTIONS = ["revision", "local_files_only", "variant", "dtype", "device_map", "quantization_config"]
 
 
-def run_with_hub(address, home, program, *arguments):
-    """Standard output of a Python process for which the server is the Hub."""
-    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_TOKEN": "hf_of_a_test", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *program, *map(str, arguments)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_of_a_test", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +43,7 @@ def world(tmp_path_factory, photo):
     plain.save_pretrained(folder / "hub/them/sd")
     plain.to(torch.float16).save_pretrained(folder / "hub/them/sd", variant="fp16")
     tiny_models.sd_v_prediction().save_pretrained(folder / "hub/them/sd@old")
-    add_safety_checker(folder / "hub/them/sd")
+    add_safety_checker(folder / "hub/them/sd", torch.zeros(1))
     add_safety_checker(folder / "hub/them/sd@old", torch.ones(1))
     (folder / "hub/them/sd/README.md").write_text("---\nlicense: openrail++\n---\n")
     (folder / "home").mkdir()
@@ -76,7 +70,7 @@ def head():
     return VarianceHead(latent_channels=4, width=8)
 
 
-def add_safety_checker(folder, weight=torch.zeros(1)):
+def add_safety_checker(folder, weight):
     (folder / "safety_checker").mkdir()
     (folder / "safety_checker/config.json").write_text("{}")
     save_file({"weight": weight}, folder / "safety_checker/model.safetensors")
@@ -88,9 +82,23 @@ def add_safety_checker(folder, weight=torch.zeros(1)):
 @pytest.fixture(scope="module")
 def address(world):
     server = fake_hub.serve(world / "hub")
+    server.server_activate()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run_with_hub(world, address):
+    """run_with_hub(program, *arguments): standard output of a Python process for which the server is the Hub."""
+    python = ForkServer(LIBRARIES, {"HF_ENDPOINT": address, "HF_HOME": str(world / "home"), **ONLINE})
+
+    def run(program, *arguments):
+        environment = {**os.environ, "HF_HOME": str(world / "home"), **ONLINE}
+        return python.run([*program, *arguments], env=environment, cwd=world / "home", check=True, text=True).stdout
+
+    yield run
+    python.close()
 
 
 PUSH = """
@@ -108,15 +116,13 @@ sys.exit(main(["push", "me/relic", *arguments, "--device", "cpu"]))
 
 
 @pytest.fixture(scope="module")
-def cells(world, address):
+def cells(world, address, run_with_hub):
     """(codec, row, column) -> what the fresh process says of it; two repositories were pushed before."""
-    said = run_with_hub(address, world / "home", ["-c", PUSH], world / "photo.png", world / "saved", world / "photos")
+    said = run_with_hub(["-c", PUSH], world / "photo.png", world / "saved", world / "photos")
     for line, codec in zip(said.splitlines(), ("diffc", "perco", "relic"), strict=True):
         assert line.startswith(f"{address}/me/{codec}/commit/")
     program = [str(ROOT / "tests" / "loading_cells.py")]
-    output = run_with_hub(
-        address, world / "home", program, world / "photo.png", world / "plain", world / "saved", ROOT / "pipelines"
-    )
+    output = run_with_hub(program, world / "photo.png", world / "plain", world / "saved", ROOT / "pipelines")
     return {tuple(cell): value for *cell, value in json.loads(output.splitlines()[-1])}
 
 
@@ -246,14 +252,14 @@ def test_a_hyper_encoder_may_be_given_with_an_adapter(cells):
     assert cells["perco", "adapters", "given"]
 
 
-def test_looking_for_a_model_asks_nothing_of_the_hub(world, address, photo, tmp_path):
+def test_looking_for_a_model_asks_nothing_of_the_hub(world, run_with_hub, photo, tmp_path):
     pipe = perco(world / "plain")
     save_adapter(pipe, tmp_path / "models" / "adapter", "them/elsewhere")
     (tmp_path / "photo.dfc").write_bytes(pipe.compress(photo).bitstreams[0])
     log = world / "hub" / "requests.log"
     before = log.read_text() if log.exists() else ""
     command = "import sys; from diffusers_compress.cli import main; print(main(sys.argv[1:]))"
-    run_with_hub(address, tmp_path, ["-c", command, "info", tmp_path / "photo.dfc", "--find", tmp_path / "models"])
+    run_with_hub(["-c", command, "info", tmp_path / "photo.dfc", "--find", tmp_path / "models"])
     assert (log.read_text() if log.exists() else "") == before
 
 
@@ -295,24 +301,45 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 MESSAGES = """
-import diffusers_compress, sys
-for name, options in (("them/sd", {}), ("them/sd", {"local_files_only": True}), ("nobody/nothing", {})):
-    for codec in (diffusers_compress.DiffCPipeline, diffusers_compress.PerCoPipeline):
-        try:
-            codec.from_pretrained(name, **options)
-        except (OSError, ValueError) as error:
-            print(str(error).replace("\\n", "|"))
+import os, sys, threading
+import fake_hub
+server = fake_hub.serve(sys.argv[1])
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+import diffusers_compress
+
+def messages():
+    for name, options in (("them/sd", {}), ("them/sd", {"local_files_only": True}), ("nobody/nothing", {})):
+        for codec in (diffusers_compress.DiffCPipeline, diffusers_compress.PerCoPipeline):
+            try:
+                codec.from_pretrained(name, **options)
+            except (OSError, ValueError) as error:
+                print(str(error).replace("\\n", "|"))
+
+messages()
+print("the Hub comes up")
+server.server_activate()
+threading.Thread(target=server.serve_forever, daemon=True).start()
+messages()
 """
 
 
-def test_no_network_and_no_such_model(world, address, tmp_path):
-    nowhere = run_with_hub("http://127.0.0.1:9", tmp_path, ["-c", MESSAGES]).splitlines()
+def test_no_network_and_no_such_model(world, tmp_path):
+    environment = {
+        **os.environ,
+        **ONLINE,
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", MESSAGES, world / "hub"], env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    nowhere, known = (part.splitlines() for part in run.stdout.split("the Hub comes up\n"))
     for unreachable, forbidden, other in (nowhere[0::2], nowhere[1::2]):
         assert re.fullmatch(
             r"them/sd: the Hub cannot be reached \(.*refused.*\), and .* not in the cache; connect, or .*", unreachable
         )
         assert "local_files_only or HF_HUB_OFFLINE forbids" in forbidden and "cannot be reached" in other
-    known = run_with_hub(address, tmp_path, ["-c", MESSAGES]).splitlines()
     assert all("nobody/nothing: neither a folder here nor a public model on the Hub" in line for line in known[-2:])
 
 
