@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: the workers share the processors
 
 import hypothesis
 import numpy as np
@@ -13,6 +15,12 @@ from PIL import Image
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repository")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One for each processor, up to four, which is what memory allows; none for a single file."""
+    single = len(config.args) == 1 and os.path.isfile(config.args[0].partition("::")[0])
+    return 0 if single else min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
 def pytest_collection_modifyitems(items):

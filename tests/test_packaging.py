@@ -55,6 +55,12 @@ def test_wheel_has_the_whole_package_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
+def test_types_are_shipped(wheel):
+    """PEP 561: type checkers read the package's annotations only if this file is there."""
+    assert (wheel / "diffusers_compress" / "py.typed").is_file()
+
+
+@pytest.mark.slow
 def test_editable_install_uses_the_checkout(tmp_path):
     build = f"from hatchling.build import build_editable; build_editable({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", build], check=True, cwd=ROOT, capture_output=True)
