@@ -204,7 +204,7 @@ def main():
     for name in ("published", *OURS):
         points = list(zip(*[row[name] for row in rows]))
         cells = [
-            f"{np.mean([p['calls'] for p in at]):.1f} calls, {np.mean([p['bytes'] for p in at]):.0f} bytes, {np.mean([p['psnr'] for p in at]):.2f} dB"
+            "{:.1f} calls, {:.0f} bytes, {:.2f} dB".format(*(np.mean([p[k] for p in at]) for k in ("calls", "bytes", "psnr")))
             for at in points
         ]
         differences = [rate_difference(row["published"], row[name]) for row in rows] if name != "published" else [0]

@@ -65,7 +65,13 @@ def main():
     args = parse_args()
     photos = load_photos(args.photos)[::3]
     pictures = [images.to_tensor(Image.open(path))[0][None] for path in sorted(args.kodak.iterdir())[:: args.every]]
-    print("| channels | power of std | components alone | " + " | ".join(map(str, RATES)) + " bpp |\n" + "|--" * (3 + len(RATES)) + "|")
+    print(
+        "| channels | power of std | components alone | "
+        + " | ".join(map(str, RATES))
+        + " bpp |\n"
+        + "|--" * (3 + len(RATES))
+        + "|"
+    )
     for channels in args.channels:
         for spread in args.spreads:
             components = Components.measure(photos, channels, spread)
@@ -74,7 +80,9 @@ def main():
             spectrum.fit([components.encode(photo_at_blocks(photo))[0] for photo in photos[::2]])
             alone = np.mean([psnr(x, decode(components, components.encode(x)).clamp(-1, 1)) for x in pictures])
             rows = [curve(components, spectrum.power(*(side // BLOCK for side in x.shape[-2:])), x) for x in pictures]
-            print(f"| {channels} | {spread} | {alone:.2f} | " + " | ".join(f"{d:.2f}" for d in np.mean(rows, 0)) + " |", flush=True)
+            print(
+                f"| {channels} | {spread} | {alone:.2f} | " + " | ".join(f"{d:.2f}" for d in np.mean(rows, 0)) + " |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 For each preset of the model and each picture: a file without a caption, one with the caption of its line in `--captions`; the first is
 decoded, and the PSNR of what comes out is taken against its own picture and against each other picture of its size, which is what the
 decoder makes of the indices of another picture; each sixth picture is decoded once more from its own seed (the column `same-seed` has the
-largest difference of a sample) and from another one (`two-seeds`, PSNR between both). A run that was stopped goes on with what `--out` does not have. Then the captions
-of `benchmarks/captions.txt` under CLIP's vocabulary, against zlib.
+largest difference of a sample) and from another one (`two-seeds`, PSNR between both). A run that was stopped goes on with what `--out`
+does not have. Then the captions of `benchmarks/captions.txt` under CLIP's vocabulary, against zlib.
 """
 
 import argparse

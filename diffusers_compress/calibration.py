@@ -15,24 +15,8 @@ from diffusers_compress.diffusion import equations, schedule, solvers
 
 STEP_WIDTHS = (0.25, 0.5, 1.0, 2.0)  # where the denoiser's level is measured
 SMALLEST_LEVEL, BISECTIONS = 0.4, 5  # less would leave too much noise
-RATIOS = (
-    0,
-    0.09,
-    0.15,
-    0.22,
-    0.3,
-    0.4,
-    0.5,
-    0.75,
-    1,
-    1.4,
-    2,
-    2.8,
-    4,
-    6,
-    9,
-    14,
-)  # alpha/sigma, where the denoiser's error is measured
+# alpha/sigma, where the denoiser's error is measured
+RATIOS = (0, 0.09, 0.15, 0.22, 0.3, 0.4, 0.5, 0.75, 1, 1.4, 2, 2.8, 4, 6, 9, 14)
 CROP = 512  # pixels of a picture's side that are used at most
 
 

@@ -16,7 +16,11 @@ SAMPLES = 16_384
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 # Hooks of diffusers that leave a module's output as it is. All others skip or reuse parts of the computation.
 HARMLESS_HOOKS = {
-    *("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading", "layerwise_casting", "peft_autocast_disable")
+    "group_offloading",
+    "layer_execution_tracker",
+    "lazy_prefetch_group_offloading",
+    "layerwise_casting",
+    "peft_autocast_disable",
 }
 
 
@@ -96,8 +100,8 @@ def _values(module: nn.Module, parts: dict[str, nn.Module]) -> dict[str, Tensor]
         for name, tensor in kind(remove_duplicate=False):  # a tied weight has several
             names.setdefault(id(tensor), []).append(name)
     for path, part in parts.items():
-        hook = getattr(part, "_hf_hook", None)
-        for hook in getattr(hook, "hooks", [hook]):
+        outer = getattr(part, "_hf_hook", None)
+        for hook in getattr(outer, "hooks", [outer]):
             if getattr(hook, "weights_map", None) is not None:
                 for name, tensor in named_module_tensors(part, recurse=hook.place_submodules):
                     if tensor.is_meta:
@@ -123,7 +127,9 @@ def _plain(what: str, tensor: Tensor) -> tuple[Tensor, list[str]]:
     if type(tensor).dequantize is not Tensor.dequantize or tensor.is_quantized:
         return tensor.dequantize(), ["quantized"]
     if hasattr(tensor, "__tensor_flatten__"):
-        raise ValueError(f"{what} is a {type(tensor).__name__}, whose values cannot be read here; load the model as ordinary tensors")
+        raise ValueError(
+            f"{what} is a {type(tensor).__name__}, whose values cannot be read here; load the model as ordinary tensors"
+        )
     narrow = tensor.is_floating_point() and tensor.element_size() < 2
     return tensor.as_subclass(Tensor), [str(tensor.dtype).removeprefix("torch.")] if narrow else []
 
@@ -138,7 +144,9 @@ def _tuner_layers(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
     layers = {}
     for path, layer in parts.items():
         if isinstance(layer, AuxiliaryTrainingWrapper):
-            raise ValueError(f"{path} is PEFT's {type(layer).__name__}, which is not supported; merge the adapter into the model first")
+            raise ValueError(
+                f"{path} is PEFT's {type(layer).__name__}, which is not supported; merge the adapter into the model first"
+            )
         if isinstance(layer, BaseTunerLayer):
             if layer.merged and layer.disable_adapters:
                 layer.unmerge()  # as it would at its next call
@@ -195,7 +203,8 @@ def _samples(tensors: list[Tensor]) -> list[bytes]:
     for (_, dtype), group in groups.items():
         together = torch.cat([sample for _, sample in group])
         if dtype.is_floating_point:
-            together = together.view(INTEGERS[dtype.itemsize]) < 0  # the sign bit, whatever the processor does to subnormal numbers
+            # the sign bit, whatever the processor does to subnormal numbers
+            together = together.view(INTEGERS[dtype.itemsize]) < 0
         elements = together.cpu().numpy()
         ends = np.cumsum([len(sample) for _, sample in group])
         for (i, _), own in zip(group, np.split(elements, ends)):

@@ -64,7 +64,9 @@ def parse_args():
     parser.add_argument("--crop", type=int, default=512, help="pixels")
     parser.add_argument("--batch", type=int, default=20, help="crops a step and process")
     parser.add_argument("--steps", type=int, default=50_000)
-    parser.add_argument("--sketch-steps", type=int, default=0, help="of these, steps that train the hyper-encoder alone, by its estimate")
+    parser.add_argument(
+        "--sketch-steps", type=int, default=0, help="of these, steps that train the hyper-encoder alone, by its estimate"
+    )
     parser.add_argument("--lr", type=float, default=1e-5, help="of the UNet")
     parser.add_argument("--hyper-lr", type=float, default=1e-5, help="of hyper-encoder and codebook")
     parser.add_argument("--warm-up", type=int, default=10_000, help="steps of linearly growing learning rate")
@@ -74,7 +76,9 @@ def parse_args():
     parser.add_argument("--timestep-grid", type=int, help="train on so many evenly spaced timesteps (published: 50)")
     parser.add_argument("--sigmas", type=float, nargs=2, help="draw sigma/alpha log-uniformly from this range, not t uniformly")
     parser.add_argument("--caption-drop", type=float, default=0.1, help="share of the captions that are left out")
-    parser.add_argument("--sketch-weight", type=float, default=0.0, help="of the error of the hyper-encoder's estimate of the latent")
+    parser.add_argument(
+        "--sketch-weight", type=float, default=0.0, help="of the error of the hyper-encoder's estimate of the latent"
+    )
     parser.add_argument(
         "--lpips-weight", type=float, default=0.0, help="of LPIPS of the predicted picture (published: above 0.05 bpp)"
     )
@@ -196,7 +200,11 @@ class Trainee(nn.Module):
             return None, sketch.loss, error
         seen = [x_t, spread(sketch.z_hat, self.hyper_encoder.config.stride, h, w)]
         seen += [] if sketch.estimate is None else [sketch.estimate]
-        return self.unet(torch.cat([part.to(x_t) for part in seen], 1), t, embeds, return_dict=False)[0].float(), sketch.loss, error
+        return (
+            self.unet(torch.cat([part.to(x_t) for part in seen], 1), t, embeds, return_dict=False)[0].float(),
+            sketch.loss,
+            error,
+        )
 
 
 class Training:
@@ -293,7 +301,7 @@ def learning_rate(step, first, args):
 
 def train(accelerator, pipe, crops, validation, args):
     """The trained `Trainee`, with averaged weights."""
-    preset, sizes = PRESETS[args.preset], dict(width=args.width, out_channels=args.features, codebook_dim=args.codebook_dim)
+    preset, sizes = PRESETS[args.preset], {"width": args.width, "out_channels": args.features, "codebook_dim": args.codebook_dim}
     estimates = args.sketch_steps > 0 or args.sketch_weight > 0
     hyper_encoder = HyperEncoder(
         pipe.vae.config.latent_channels,

@@ -17,7 +17,7 @@ from diffusers_compress.codecs.perco.payload import choose_caption, decode_capti
 from diffusers_compress.coding.range_coder import Decoder, Encoder
 from diffusers_compress.coding.text import ALPHABET, vocabulary_of
 from diffusers_compress.errors import BitstreamError
-from diffusers_compress.format.limits import Limits
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 
 ROOT = Path(__file__).parents[1]
 CAPTIONS = (ROOT / "benchmarks" / "captions.txt").read_text(encoding="utf-8").splitlines()
@@ -58,7 +58,7 @@ def coded(text, tokenizer):
     return way, encoder.getvalue()
 
 
-def decoded(way, data, tokenizer, limits=Limits()):
+def decoded(way, data, tokenizer, limits=DEFAULT_LIMITS):
     return decode_caption(way, Decoder(data), vocabulary_of(tokenizer), limits)
 
 

@@ -231,7 +231,8 @@ def test_an_option_that_the_codec_does_not_know_is_refused_by_name(
     of_codec = ["--codec", key, *rate] if verb == "encode" else []
     source, target = ("in.png", "out.dfc") if verb == "encode" else ("in.dfc", "out.png")
     call = [verb, str(tmp_path / source), str(tmp_path / target), *of_codec]
-    refused = [name for name, argument in options.items() if contract.unknown_options(getattr(CODECS[key].pipeline_class(), method), [argument])]  # fmt: skip
+    function = getattr(CODECS[key].pipeline_class(), method)
+    refused = [name for name, argument in options.items() if contract.unknown_options(function, [argument])]
     refused = [name for name in refused if not (rate and name == "--fidelity")]
     for option in refused:
         assert cli.main([*call, option, VALUES.get(option, "1")]) == 2

@@ -19,10 +19,11 @@ from diffusers_compress.format.limits import Limits
 HEADER = Header(DIFFC, 768, 512, b"\x01\x02\x03\x04", b"params")
 PAYLOAD = bytes(range(40))
 FILE = pack(HEADER, PAYLOAD)
+LENGTH = len(PAYLOAD)
 START = len(FILE) - len(PAYLOAD) - 4
 
 
-def unpack(data, length=len(PAYLOAD)):
+def unpack(data, length=LENGTH):
     header, offset = read_header(data)
     return header, *read_payload(data, offset, length)
 

@@ -90,7 +90,11 @@ CASES = {  # name: (pipeline, options of compress, of decompress)
     "diffc, trellis32": ("diffc", {"max_bytes": 40, "num_coding_steps": 2, "coder": "trellis32"}, {"reconstruction": "denoised"}),
     "diffc, poisson": ("diffc", {"max_bytes": 60, "num_coding_steps": 2, "coder": "poisson"}, {"reconstruction": "denoised"}),
     "relic": ("relic", {"max_bytes": 120, "prompt": "abc"}, {"num_inference_steps": 2, "realism": 0.5}),
-    "relic, adaptive": ("relic", {"max_bytes": 120, "entropy_model": "adaptive", "rounding": "plain"}, {"num_inference_steps": 1}),
+    "relic, adaptive": (
+        "relic",
+        {"max_bytes": 120, "entropy_model": "adaptive", "rounding": "plain"},
+        {"num_inference_steps": 1},
+    ),
     "embedded model": ("embedded", {"max_bytes": 60, "num_coding_steps": 3}, {"reconstruction": "denoised"}),
     "perco": ("perco", {"prompt": "abc"}, {"num_inference_steps": 2}),
 }

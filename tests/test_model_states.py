@@ -176,7 +176,11 @@ def test_a_change_in_place_is_seen():
     pipe = plain()
     before = pipe.fingerprint()
     weight = pipe.unet.conv_in.weight
-    changes = [lambda: weight.data.neg_(), lambda: setattr(weight, "data", -weight.data), lambda: pipe.unet.load_state_dict(other)]
+    changes = [
+        lambda: weight.data.neg_(),
+        lambda: setattr(weight, "data", -weight.data),
+        lambda: pipe.unet.load_state_dict(other),
+    ]
     other = {name: -tensor for name, tensor in pipe.unet.state_dict().items()}
     for change in changes:
         change()

@@ -450,7 +450,7 @@ def test_another_calibration_or_variance_head_is_another_model(informed, photo, 
     data = informed.compress(photo, max_bytes=100).bitstreams[0]
     other = DiffCPipeline.from_pretrained(tiny_sd_folder, variance_head=informed.variance_head)
     other.set_progress_bar_config(disable=True)
-    changed = {name: value for name, value in informed.config.calibration["error"].items()}
+    changed = dict(informed.config.calibration["error"].items())
     changed["log2_variance"] = [[[value + 1 for value in row] for row in level] for level in changed["log2_variance"]]
     for calibrated in (None, {"error": changed}):
         other.register_to_config(calibration=calibrated)

@@ -190,6 +190,7 @@ def test_the_tests_that_hold_each_kind_of_trouble_are_there():
     text = (TESTS.parent / "ROBUSTNESS.md").read_text(encoding="utf-8")
     rows = [line for line in text.partition("## Kinds of trouble")[2].partition("\n## ")[0].splitlines() if "test_" in line]
     assert len(rows) == 16
+    last = ""
     for file, name in re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", "".join(rows)):
         last = file or last
         assert f"def {name}(" in (TESTS / last).read_text(encoding="utf-8") or not name

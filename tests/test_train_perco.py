@@ -97,7 +97,9 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(script, tmp_path):
     assert script.latest_checkpoint(tmp_path) == (3, tmp_path / "checkpoint-3")
 
 
-@pytest.mark.parametrize("options", [[], ["--rank", 2, "--whole", "down_blocks.0"], ["--rank", 0, "--preset", "0.0019", "--sigmas", 0.3, 2000]])
+@pytest.mark.parametrize(
+    "options", [[], ["--rank", 2, "--whole", "down_blocks.0"], ["--rank", 0, "--preset", "0.0019", "--sigmas", 0.3, 2000]]
+)
 def test_what_was_trained_loads_as_adapter_and_whole(train, tmp_path, photo, options):
     train(tmp_path, "--whole-pipeline", "--ema", 0.5, "--timestep-grid", 50, *options, steps=3)
     assert Image.open(tmp_path / "validation" / "3.png").size == (

@@ -85,7 +85,8 @@ class HyperEncoder(ModelMixin, ConfigMixin):
         self.project_out = nn.Linear(codebook_dim, out_channels)
         if estimates_latent:
             self.to_latent = nn.Sequential(
-                nn.Conv2d(out_channels, latent_channels * stride**2, 3, padding=1, padding_mode="replicate"), nn.PixelShuffle(stride)
+                nn.Conv2d(out_channels, latent_channels * stride**2, 3, padding=1, padding_mode="replicate"),
+                nn.PixelShuffle(stride),
             )
         # Use of each code relative to its fair share, over the last thirty training batches; at first none is in use
         self.register_buffer("usage", torch.zeros(codebook_size))
