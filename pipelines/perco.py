@@ -207,7 +207,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
     def check_trained(self) -> None:
         """ValueError unless the UNet sees the hyper-encoder's features."""
         channels = self.vae.config.latent_channels
-        if self.hyper_encoder is None or self.unet.config.in_channels != channels + self.hyper_encoder.config.out_channels:
+        if self.hyper_encoder is None or self.unet.config.in_channels != channels + self.hyper_encoder.extra_channels:
             raise ValueError(UNTRAINED)
 
     def read_payload(
