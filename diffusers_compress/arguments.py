@@ -31,8 +31,9 @@ def prompts_of(prompt: str | list[str], count: int, max_bytes: int) -> list[str]
     prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
     if len(prompts) != count:
         raise ValueError(f"{len(prompts)} prompts were given for {count} pictures")
-    if any(len(text.encode()) > max_bytes for text in prompts):
-        raise ValueError(f"a prompt may have at most {max_bytes} bytes")
+    longest = max((len(text.encode()) for text in prompts), default=0)
+    if longest > max_bytes:
+        raise ValueError(f"a prompt may have at most {max_bytes} bytes, not {longest}")
     return prompts
 
 

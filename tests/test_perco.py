@@ -1,6 +1,5 @@
 """PerCo: the contract of every codec, and what is its own."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from diffusers_compress import (
     cli,
     contract,
     evaluation,
-    hub,
     images,
 )
 from diffusers_compress.codecs.perco.format import BYTES, WORDS, describe, read_file
@@ -302,16 +300,13 @@ def test_a_saved_pipeline_loads_in_both_ways(pipe, photo, coded, tmp_path, monke
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     pipe.save_pretrained(tmp_path / "model")
-    shutil.copytree(tmp_path / "model", tmp_path / "shared")
-    hub.write_loaders(tmp_path / "shared")
     trust = {"trust_remote_code": True}
-    for loader, folder, options in (
-        (PerCoPipeline, "model", {}),
-        (PerCoPipeline, "shared", {}),
-        (diffusers.DiffusionPipeline, "shared", trust),
-        (diffusers.DiffusionPipeline, "model", {"custom_pipeline": str(ROOT / "pipelines" / "perco.py"), **trust}),
+    for loader, options in (
+        (PerCoPipeline, {}),
+        (diffusers.DiffusionPipeline, trust),
+        (diffusers.DiffusionPipeline, {"custom_pipeline": str(ROOT / "pipelines" / "perco.py"), **trust}),
     ):
-        loaded = loader.from_pretrained(tmp_path / folder, **options)
+        loaded = loader.from_pretrained(tmp_path / "model", **options)
         loaded.set_progress_bar_config(disable=True)
         assert type(loaded).__name__ == "PerCoPipeline" and type(loaded.hyper_encoder) is HyperEncoder
         assert loaded.compress(photo, prompt=CAPTION, seed=7).bitstreams[0] == coded
