@@ -8,7 +8,6 @@ that is sent first. Whatever decides a table is an integer: weights, activations
 model serves all rates.
 """
 
-import copy
 import math
 
 import numpy as np
@@ -192,8 +191,12 @@ class HyperPrior(ModelMixin, ConfigMixin):
 
 
 def _portable(model):
-    # A copy and not a new model, whose weights would be drawn by torch's global generator
-    return copy.deepcopy(model).cpu().double().requires_grad_(False)
+    # On the meta device no weights are drawn, which would advance torch's global generator; a deep copy would take hooks along.
+    with torch.device("meta"):
+        portable = type(model).from_config(model.config)
+    weights = {name: tensor.detach().cpu().double() for name, tensor in model.state_dict().items()}
+    portable.load_state_dict(weights, assign=True)
+    return portable.requires_grad_(False).eval()
 
 
 def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[int], dither: np.ndarray, dithered: bool):
