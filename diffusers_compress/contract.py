@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from diffusers_compress.outputs import CompressOutput, DecompressOutput
 
-DIFFC, RELIC, PERCO = 1, 2, 3
-RESERVED = {4: "uqdm", 5: "refine", 6: "text-sketch", 7: "cdc"}  # numbers of codecs to come
+DIFFC, RELIC, PERCO, REFINE = 1, 2, 3, 5
+RESERVED = {4: "uqdm", 6: "text-sketch", 7: "cdc"}  # numbers of codecs to come
 
 
 class Codec(NamedTuple):
@@ -75,6 +75,13 @@ CODECS = {
         embedded="perco",
         rate="cap",
         presets=True,
+    ),
+    "refine": Codec(
+        REFINE,
+        "Refine",
+        "diffusers_compress.pipelines.refine:RefinePipeline",
+        "diffusers_compress.codecs.refine.format",
+        preview={"preview": True},
     ),
 }
 DEFAULT = next(iter(CODECS))

@@ -798,3 +798,22 @@ def words_caption(reader, spelling):
         if reader.under([1, 3] if stop(word) else [15, 1]):
             return text
         before = word
+
+
+# -------------------------------------------------------------------------------------------------------------------- Refine
+
+
+def refine(data):
+    """All of a refined file but the picture."""
+    codec, width, height, fingerprint, parameters, start = container(data)
+    need(codec == 5, "codec")
+    payload, whole = payload_of(data, start, len(data) - start - 4)
+    need(whole, "cut")
+    base, end = parameters[0], 2 + parameters[1] + 1
+    need(1 <= base <= 5, "base")
+    errors = list(parameters[2:end])
+    seed, end = varint(parameters, end)
+    need(seed < 2**32, "seed")
+    name = {1: "jpeg", 2: "webp", 3: "avif", 4: "jxl", 5: "jpeg2000"}[base]
+    facts = {"width": width, "height": height, "fingerprint": fingerprint.hex(), "prompt": parameters[end:].decode()}
+    return facts | {"base": name, "errors": errors, "seed": seed, "bytes": len(payload), "payload": payload}

@@ -1,6 +1,7 @@
 """Files made once decode for good: to the same symbols, and to the same pictures within what `golden.json` permits."""
 
 import functools
+import io
 import json
 from pathlib import Path
 
@@ -81,3 +82,12 @@ def test_it_reads_grid_and_caption_of_perco(name):
     model = pipe.hyper_encoder.probability_model()
     facts = minimal_reader.perco(data, model.frequency.tolist(), model.places.tolist(), pipe.tokenizer.get_vocab())
     assert {key: facts[key] for key in case["symbols"]} == case["symbols"]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "refine"])
+def test_it_finds_the_base_of_a_refined_file(name):
+    case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
+    facts = minimal_reader.refine(data)
+    assert {key: facts[key] for key in case["symbols"]} == case["symbols"]
+    expected = pipeline("refine", case["model"]).decompress(data, preview=True).images[0]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(facts["payload"])).convert("RGB")), np.asarray(expected))

@@ -1,5 +1,5 @@
-"""The command `diffusers-compress`: encode, decode, info, demo, batch, eval, calibrate, push. What loads torch is imported inside the
-functions that need it, so that help and usage errors come at once."""
+"""The command `diffusers-compress`: encode, decode, extract, refine, info, demo, batch, eval, calibrate, push. What loads torch is imported
+inside the functions that need it, so that help and usage errors come at once."""
 
 import signal
 import sys
@@ -16,14 +16,18 @@ from diffusers_compress.cli.decode import decode_command
 from diffusers_compress.cli.demo import demo_command
 from diffusers_compress.cli.encode import encode_command
 from diffusers_compress.cli.eval import eval_command
+from diffusers_compress.cli.extract import extract_command
 from diffusers_compress.cli.info import info_command
 from diffusers_compress.cli.push import push_command
+from diffusers_compress.cli.refine import refine_command
 from diffusers_compress.cli.terminal import INTERRUPTED, complain, explain, hold_closed_streams, let_go_of_stdout, status_of, tell
 
 app = typer.Typer(help="Photos to small files and back with diffusion models.")
 COMMANDS = {
     "encode": encode_command,
     "decode": decode_command,
+    "extract": extract_command,
+    "refine": refine_command,
     "info": info_command,
     "demo": demo_command,
     "batch": batch_command,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from diffusers_compress.cli import loading
 from diffusers_compress.cli.options import (
     ENCODING,
+    BaseCodec,
     Bpp,
     Captioner,
     CodecName,
@@ -46,6 +47,7 @@ def encode_command(
     preset: Preset = None,
     captioner: Captioner = None,
     seed: NoiseSeed = None,
+    base: BaseCodec = None,
     option: Options = None,
     model: Model = None,
     device: Device = None,
@@ -53,7 +55,7 @@ def encode_command(
     force: Force = False,
 ):
     """Compress a picture. Give exactly one of --bpp, --max-bytes and --fidelity, or none where the model decides the rate."""
-    options = {"--prompt": prompt, "--coder": coder, "--captioner": captioner, "--seed": seed}
+    options = {"--prompt": prompt, "--coder": coder, "--captioner": captioner, "--seed": seed, "--base": base}
     options |= given_rates(codec, bpp, max_bytes, fidelity)
     check_preset(codec, preset)
     check_target(target, source, force)

@@ -81,6 +81,10 @@ Captioner = Annotated[
 NoiseSeed = Annotated[
     int | None, typer.Option("--seed", help="Of the noise that a decoder starts from; stored in the file. Default: 0.")
 ]
+BaseCodec = Annotated[
+    str | None,
+    typer.Option("--base", show_default="jpeg", help="Of refine: jpeg, webp, avif, jxl or jpeg2000, which the file holds whole."),
+]
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="NAME=VALUE, an argument of the codec's compress or decompress. Repeatable.")
 ]
@@ -115,7 +119,7 @@ Anew = Annotated[bool, typer.Option("--force", help="Begin anew, also in a folde
 
 # Option -> argument of `compress` and of `decompress`.
 RATES = {"--bpp": "target_bpp", "--max-bytes": "max_bytes", "--fidelity": "fidelity"}
-ENCODING = RATES | {"--prompt": "prompt", "--coder": "coder", "--captioner": "captioner", "--seed": "seed"}
+ENCODING = RATES | {"--prompt": "prompt", "--coder": "coder", "--captioner": "captioner", "--seed": "seed", "--base": "base"}
 DECODING = {
     "--reconstruction": "reconstruction",
     "--realism": "realism",

@@ -92,7 +92,7 @@ def together(walks: list[Generator], answer: Callable[[list, list[int]], Iterabl
 
 def ancestral(x_t: Tensor, t: int, num_steps: int, schedule: NoiseSchedule, generator: torch.Generator | None) -> Walk:
     """The reverse process of Ho et al. 2020, algorithm 2, from x_t [1, ...] in min(num_steps, t + 1) calls, the last for x_0_hat."""
-    timesteps = _timesteps_to_zero(t, min(num_steps, t + 1))
+    timesteps = timesteps_to_zero(t, min(num_steps, t + 1))
     for t, s in zip(timesteps, timesteps[1:]):
         x_0_hat = predict_x0((yield x_t, t), x_t, *schedule.level(t), schedule.prediction_type)
         mean, std = posterior(x_t, x_0_hat, *schedule.level(t), *schedule.level(s))
@@ -116,7 +116,7 @@ def solve(x_t: Tensor, t: int, num_steps: int, schedule: NoiseSchedule, schedule
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; permitted are whole numbers from 1")
 
-    timesteps = _timesteps_to_zero(t, min(num_steps, t + 1))
+    timesteps = timesteps_to_zero(t, min(num_steps, t + 1))
     if name in NATIVE_SOLVERS and len(timesteps) > 1:
         x = yield from _solve_native(wide(x_t), timesteps, schedule, scheduler)
     else:
@@ -141,7 +141,7 @@ def check_solver(scheduler: SchedulerMixin) -> None:
     )
 
 
-def _timesteps_to_zero(t: int, num_steps: int) -> list[int]:
+def timesteps_to_zero(t: int, num_steps: int) -> list[int]:
     """num_steps (at most t + 1) different timesteps from t towards 0, denser there.  Song et al. 2021 (DDIM), appendix D.2."""
     return [max((t + 1) * k**2 // num_steps**2, k) - 1 for k in range(num_steps, 0, -1)]
 

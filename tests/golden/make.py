@@ -22,11 +22,20 @@ from PIL import Image
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from diffusers_compress import DiffCPipeline, HyperEncoder, HyperPrior, PerCoPipeline, RelicPipeline, embedded_model  # noqa: E402
+from diffusers_compress import (
+    DiffCPipeline,
+    HyperEncoder,
+    HyperPrior,
+    PerCoPipeline,
+    RefinePipeline,
+    RelicPipeline,
+    embedded_model,
+)  # noqa: E402
 from diffusers_compress.codecs.diffc import format as diffc_format  # noqa: E402
 from diffusers_compress.codecs.diffc import rate  # noqa: E402
 from diffusers_compress.codecs.diffc.timesteps import timesteps_of  # noqa: E402
 from diffusers_compress.codecs.perco import format as perco_format  # noqa: E402
+from diffusers_compress.codecs.refine import format as refine_format  # noqa: E402
 from diffusers_compress.codecs.relic import format as relic_format  # noqa: E402
 from diffusers_compress.codecs.relic.quantizer import Quantizer  # noqa: E402
 from diffusers_compress.coding import randomness  # noqa: E402
@@ -36,12 +45,13 @@ from diffusers_compress.format import container  # noqa: E402
 from diffusers_compress.format.limits import DEFAULT_LIMITS  # noqa: E402
 from diffusers_compress.models import adapter  # noqa: E402
 
-PIPELINES = {"diffc": DiffCPipeline, "perco": PerCoPipeline, "relic": RelicPipeline}
+PIPELINES = {"diffc": DiffCPipeline, "perco": PerCoPipeline, "refine": RefinePipeline, "relic": RelicPipeline}
 WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
 RMS, PEAK = 1.0, 6  # permitted, in 8-bit levels
 PREVIEW = {  # one network call
     "diffc": {"reconstruction": "denoised"},
     "perco": {"num_inference_steps": 1, "guidance_scale": 1.0},
+    "refine": {"num_inference_steps": 1},
     "relic": {"num_inference_steps": 1},
 }
 
@@ -64,6 +74,10 @@ CASES = {
     "perco-words": ("perco", "epsilon", (72, 56), {"prompt": "A house, on a hill!"}, {}, None),
     "perco-bytes": ("perco", "v_prediction", (40, 24), {"prompt": "Größe 7 🙂", "seed": 5}, {}, None),
     "perco-no-caption": ("perco", "epsilon", (9, 33), {}, {}, None),
+    "refine-jpeg": ("refine", "epsilon", (72, 40), {"fidelity": 0.1, "prompt": "a house", "seed": 5}, {}, None),
+    "refine-webp": ("refine", "v_prediction", (33, 31), {"max_bytes": 250, "base": "webp"}, {"realism": 0.5}, None),
+    "refine-avif-preview": ("refine", "embedded", (64, 48), {"max_bytes": 600, "base": "avif"}, {"preview": True}, None),
+    "refine-embedded": ("refine", "embedded", (64, 48), {"max_bytes": 700}, {}, None),
 }  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------------------------- models
@@ -193,6 +207,9 @@ def symbols(pipe, data):
         shape = pipe.latent_shape(header.height, header.width)
         grid, caption = pipe.read_payload(payload, parameters, shape, DEFAULT_LIMITS)
         return {"grid": grid.tolist(), "caption": caption, "seed": parameters.seed}
+    if isinstance(pipe, RefinePipeline):
+        _, parameters, base = refine_format.read_file(data)
+        return {"base": parameters.base, "errors": parameters.errors, "seed": parameters.seed, "bytes": len(base)}
     header, parameters, payload = relic_format.read_file(data)
     quantizer = Quantizer(parameters, pipe.statistics(), pipe.latent_shape(header.height, header.width))
     name = next(name for name, number in relic_format.MODEL_NUMBERS.items() if number == parameters.model)

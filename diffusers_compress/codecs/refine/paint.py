@@ -1,0 +1,151 @@
+"""The pictures of a pipeline on bases: the best estimate and the refined sample, tile by tile."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from diffusers_compress import images
+from diffusers_compress.codecs.refine import blind, jpeg, restore
+from diffusers_compress.codecs.refine.format import Parameters, error_of
+from diffusers_compress.coding import randomness
+from diffusers_compress.errors import Corrupt
+from diffusers_compress.format.container import Header
+from diffusers_compress.images import formats
+
+OVERLAP = 64  # pixels that tiles share
+ROUNDS = 30  # of projections at the end
+
+
+@dataclass
+class Job:
+    """A base picture [3, H, W] in [-1, 1], the cells of its coefficients if it is a JPEG, and the rms error of each latent channel."""
+
+    base: Tensor
+    cells: jpeg.Cells | None
+    errors: Tensor
+    seed: int = 0
+    prompt: str = ""
+
+
+def open_base(header: Header, parameters: Parameters, data: bytes) -> Image.Image:
+    """The base of a refined file. Corrupt if it is damaged or of another size."""
+    try:
+        return formats.opened(parameters.base, data, (header.width, header.height))
+    except ValueError as error:
+        raise Corrupt(str(error)) from error
+
+
+def job_of(header: Header, parameters: Parameters, data: bytes, channels: int) -> Job:
+    """What is to do for a refined file. Corrupt if its base is, or the model has another number of channels."""
+    if len(parameters.errors) != channels:
+        raise Corrupt(f"the file has the errors of {len(parameters.errors)} channels, the model has {channels}")
+    base = formats.as_stored(open_base(header, parameters, data))
+    cells = jpeg.read_cells(data) if parameters.base == "jpeg" else None
+    errors = torch.tensor([error_of(code) for code in parameters.errors])
+    return Job(base, cells, errors, parameters.seed, parameters.prompt)
+
+
+def estimated_job(pipe: DiffusionPipeline, picture: Image.Image, data: bytes, seed: int, prompt: str) -> Job:
+    """What is to do for a file that some other program wrote, which `picture` was read from."""
+    kind, base = formats.kind_of(data), formats.as_stored(picture)
+    cells = jpeg.read_cells(data) if kind == "jpeg" else None
+    errors = blind.errors(base, kind, cells, len(data), lambda x: pipe.encode_picture(pipe.pad(x)))
+    return Job(base, cells, errors, seed, prompt)
+
+
+@dataclass
+class Settings:
+    """Those of `decompress`: network calls a tile, guidance, calls between projections, side of a tile."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    projection_interval: int
+    tile: int
+
+    def __post_init__(self):
+        if self.projection_interval < 1:
+            raise ValueError(f"projection_interval must be at least 1, not {self.projection_interval}")
+        if self.tile < 2 * OVERLAP or self.tile % OVERLAP:
+            raise ValueError(f"tile must be a multiple of {OVERLAP} from {2 * OVERLAP} on, not {self.tile}")
+
+
+def paint(
+    pipe: DiffusionPipeline, jobs: list[Job], settings: Settings, watch: Callable | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """For each of the jobs, whose latents have one shape: estimate and sample, [3, H, W] in [-1, 1] on the CPU."""
+    x = torch.stack([pipe.pad(job.base) for job in jobs])
+    height, width = x.shape[-2:]
+    n = [noise_field(pipe.latent_shape(height, width), job.seed) for job in jobs]
+    both = torch.zeros(2, *x.shape)
+    for rows, columns in restore.windows(height, width, settings.tile, OVERLAP):
+        ys, xs = (slice(side.start // pipe.vae_scale_factor, side.stop // pipe.vae_scale_factor) for side in (rows, columns))
+        parts = [
+            Job(x[i, :, rows, columns], cells_of(job, rows, columns), job.errors, job.seed, job.prompt)
+            for i, job in enumerate(jobs)
+        ]
+        painted = paint_tile(pipe, parts, [field[..., ys, xs] for field in n], settings, watch)
+        both[..., rows, columns] += restore.weight(rows, columns, height, width, OVERLAP) * painted
+    return [finished(job, *(images.crop(picture, *job.base.shape[-2:]) for picture in both[:, i])) for i, job in enumerate(jobs)]
+
+
+def paint_tile(pipe: DiffusionPipeline, jobs: list[Job], noises: list[Tensor], settings: Settings, watch=None) -> Tensor:
+    """Estimates and samples [2, B, 3, h, w] on the CPU, of tiles of one size; noises: [2, C, h', w'] each."""
+    schedule, device = pipe.noise_schedule(), pipe._execution_device
+    x = torch.stack([job.base for job in jobs]).to(device)
+    y = pipe.encode_picture(x)
+    # what the autoencoder itself loses of the base is no loss of the base: only differences pass through it
+    lost = x - pipe.decode_latent(y)
+    plain, matched = [], []
+    for i, (job, n) in enumerate(zip(jobs, noises)):
+
+        def project(x_0, i=i, cells=job.cells):
+            seen = pipe.decode_latent(x_0) + lost[i : i + 1]
+            return x_0 + pipe.encode_picture(within(seen, cells, 2)) - pipe.encode_picture(seen)
+
+        start = restore.match(y[i : i + 1], job.errors, n.to(device))
+        onto = project if job.cells else None
+        matched.append(restore.restore(start, settings.num_inference_steps, schedule, onto, settings.projection_interval))
+        plain.append(restore.restore(start.plain(y[i : i + 1]), 1, schedule))
+
+    prompts = [job.prompt for job in jobs]
+    sample = pipe.decode_latent(torch.cat(pipe.run(matched, prompts, settings.guidance_scale, watch))) + lost
+    estimate = x
+    if any(job.cells for job in jobs):
+        estimate = pipe.decode_latent(torch.cat(pipe.run(plain, prompts, watch=watch))) + lost
+        keep = torch.tensor([job.cells is None for job in jobs], device=device).view(-1, 1, 1, 1)
+        estimate = torch.where(keep, x, estimate)
+    return torch.stack([estimate, sample]).cpu()
+
+
+def finished(job: Job, estimate: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """The sample with the estimate's low frequencies, and both within what a JPEG says."""
+    sample = sample - restore.low_pass((sample - estimate)[None])[0]
+    return tuple(within(picture[None], job.cells, ROUNDS)[0].clamp(-1, 1) for picture in (estimate, sample))
+
+
+def within(x: Tensor, cells: jpeg.Cells | None, rounds: int) -> Tensor:
+    """x [1, 3, H, W] brought into the cells, which may cover less than all of it, the rest being padding."""
+    if cells is None:
+        return x
+    inside = jpeg.project(x[0, :, : cells.height, : cells.width], cells.to(x.device), rounds)
+    x = x.clone()
+    x[0, :, : cells.height, : cells.width] = inside
+    return x
+
+
+def cells_of(job: Job, rows: slice, columns: slice) -> jpeg.Cells | None:
+    """The cells in a tile, as far as the picture goes."""
+    if job.cells is None:
+        return None
+    bottom, right = min(rows.stop, job.cells.height), min(columns.stop, job.cells.width)
+    return job.cells.window(rows.start, columns.start, bottom - rows.start, right - columns.start)
+
+
+def noise_field(shape: tuple[int, int, int], seed: int) -> Tensor:
+    """Standard normal numbers [2, C, h, w] that all tiles of a picture share."""
+    channels, height, width = shape
+    return randomness.normals(2 * channels * height * width, randomness.START, seed).view(2, channels, height, width)

@@ -1,0 +1,236 @@
+"""Refine: the file of a codec of today, which everyone can read, and a diffusion model that paints what it lost.
+
+Two stages without common randomness, as HFD (Hoogeboom et al. 2023) and DIRAC (Ghouse et al. 2023), here without training:
+
+    picture --JPEG, WebP, AVIF ...--> base file --(bits)--> base, the preview
+        --VAE--> y = x_0 + error, taken for x_t / alpha_t at the matching t  --(probability-flow ODE)--> x_0 --VAE--> picture
+
+The file holds the base file byte for byte and the error of each channel of its latent. What the base says holds in the end too: of a
+JPEG the quantization cells of its coefficients, of others the low frequencies.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from diffusers_compress import images
+from diffusers_compress.arguments import check_choice, check_output, check_rates, permitted_bytes, prompts_of
+from diffusers_compress.codecs.refine.format import MAX_PROMPT_BYTES, MAX_SEED, Parameters, code_of, read_file
+from diffusers_compress.codecs.refine.paint import Job, Settings, estimated_job, job_of, open_base, paint
+from diffusers_compress.contract import REFINE
+from diffusers_compress.diffusion.families.common import scale_factor_of
+from diffusers_compress.format import container
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
+from diffusers_compress.images import formats
+from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
+from diffusers_compress.outputs import CompressOutput, DecompressOutput
+from diffusers_compress.pipeline import Watch, compressed, groups_of, undisturbed
+
+
+class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
+    """Image codec from a pretrained diffusion model (see `families`) on top of a codec of today.
+
+    `from_pretrained` takes such a model's folder or Hub id as it is. `compress` gives whole files as bytes, `decompress` gives pictures,
+    calling the pipeline does both; `refine` takes files that some other program wrote.
+
+    Args:
+        scheduler: gives the noise levels. The probability-flow ODE is solved by DDIM steps, whatever the scheduler's class.
+        vae, ..., transformer, force_zeros_for_empty_prompt: as in diffusers' own pipeline of the family, which may lack some.
+
+    Examples:
+        >>>         >>> from diffusers_compress import RefinePipeline, embedded_model
+        >>> pipe = RefinePipeline.from_pretrained(embedded_model())
+        >>> image = Image.linear_gradient("L").convert("RGB")
+        >>> both = pipe(image, max_bytes=2000, base="webp")
+        >>> len(both.bitstreams[0]) <= 2000, both.images[0].size
+        (True, (256, 256))
+    """
+
+    _optional_components = FAMILY_COMPONENTS
+    _refined = None, []  # key of the last call, and its jobs' means and samples
+
+    def __init__(
+        self,
+        scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | None = None,
+        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        unet: UNet2DConditionModel | UNet2DModel | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | T5EncoderModel | None = None,
+        tokenizer_2: CLIPTokenizer | T5TokenizerFast | None = None,
+        text_encoder_3: T5EncoderModel | None = None,
+        tokenizer_3: T5TokenizerFast | None = None,
+        transformer: SD3Transformer2DModel | FluxTransformer2DModel | None = None,
+        force_zeros_for_empty_prompt: bool | None = None,
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2, transformer=transformer)
+        self.register_modules(text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3)
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
+        self.vae_scale_factor = scale_factor_of(vae)
+
+    # ------------------------------------------------------------------------------------------------------ public calls
+
+    @undisturbed
+    def compress(
+        self,
+        image: PipelineImageInput,
+        target_bpp: float | None = None,
+        max_bytes: int | None = None,
+        fidelity: float | None = None,
+        prompt: str | list[str] = "",
+        base: str = "jpeg",
+        seed: int = 0,
+        batch_size: int = 8,
+    ) -> CompressOutput:
+        """Pictures to files.
+
+        Args:
+            image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
+            target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
+            max_bytes: size in bytes that no file exceeds.
+            fidelity: in (0, 1]; the place on the base codec's own scale of qualities. Exactly one of these three.
+            prompt: one for all or one for each picture; stored in the file.
+            base: "jpeg", "webp", "avif", "jxl" or "jpeg2000".
+            seed: of the noise that a decoder adds, 0 to 2**32 - 1; stored in the file.
+            batch_size: pictures of like size that go through the autoencoder together at most.
+
+        Raises:
+            ValueError: for an argument out of its range, or a size that even the smallest file exceeds.
+        """
+        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity})
+        check_choice("base", base, formats.FORMATS)
+        if seed not in range(MAX_SEED + 1):
+            raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, not {seed}")
+        headers, tensors, notes = self.read_pictures(image, REFINE)
+        prompts = prompts_of(prompt, len(tensors), MAX_PROMPT_BYTES)
+
+        files = [b""] * len(tensors)
+        with self.labelled_bar("pictures", len(tensors)) as bar:
+            for group, x_0 in self.encode_groups(tensors, batch_size):
+                for i, x in zip(group, x_0):
+                    parameters = Parameters(base, [0] * len(x), seed, prompts[i])
+                    overhead = container.overhead(replace(headers[i], parameters=parameters.to_bytes()))
+                    picture, limit = images.to_output(tensors[i][None])[0], permitted_bytes(headers[i], target_bpp, max_bytes)
+                    data = formats.encoded(base, picture, fidelity, limit, overhead)
+                    y = self.encode_picture(self.pad(formats.as_stored(formats.opened(base, data)))[None])[0]
+                    parameters.errors = [code_of(error) for error in (y - x).square().mean((1, 2)).sqrt().tolist()]
+                    files[i] = container.pack(replace(headers[i], parameters=parameters.to_bytes()), data)
+                    bar.update()
+        return compressed(files, headers, notes)
+
+    @undisturbed
+    def decompress(
+        self,
+        bitstreams: bytes | list[bytes],
+        realism: float = 1.0,
+        num_inference_steps: int = 8,
+        guidance_scale: float = 1.0,
+        preview: bool = False,
+        projection_interval: int = 2,
+        tile: int = 1024,
+        output_type: str = "pil",
+        allow_other_model: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
+        batch_size: int = 8,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> DecompressOutput:
+        """Files to pictures of their original sizes.
+
+        Args:
+            bitstreams: one file or a list.
+            realism: 1 for the refined picture; 0 for the best estimate, which is the base (of a JPEG: smoothed within its cells, by one
+                network call); between them a blend of both. The two are kept, so that the same files at another realism come at once.
+            num_inference_steps: network calls for each tile.
+            guidance_scale: above 1, guidance towards the file's prompt.
+            preview: the base as its own decoder gives it, without any network.
+            projection_interval: of a JPEG, calls between two projections onto its cells, each of which takes the autoencoder thrice.
+            tile: pictures with a longer side are refined in overlapping tiles of this side, a multiple of 64 from 128 on.
+            output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
+                codec, see `contract.ImageCodec.decompress`.
+
+        Raises:
+            BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
+            ValueError: for an argument out of its range.
+        """
+        settings = Settings(num_inference_steps, guidance_scale, projection_interval, tile)
+        check_decompress_arguments(realism, num_inference_steps, output_type)
+        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
+        if preview:
+            pictures = [formats.as_stored(open_base(*file)) for file in files]
+        else:
+            pictures = self.refined([job_of(*file, self.family.channels) for file in files], realism, settings, batch_size, watch)
+        return DecompressOutput(images=[images.to_output(x[None], output_type)[0] for x in pictures], notes=notes)
+
+    @undisturbed
+    def refine(
+        self,
+        files: bytes | list[bytes],
+        realism: float = 1.0,
+        prompt: str = "",
+        seed: int = 0,
+        num_inference_steps: int = 8,
+        guidance_scale: float = 1.0,
+        projection_interval: int = 2,
+        tile: int = 1024,
+        output_type: str = "pil",
+        batch_size: int = 8,
+    ) -> DecompressOutput:
+        """Pictures from JPEG, WebP, AVIF, JPEG XL and JPEG 2000 files that some other program wrote, upright and in sRGB.
+
+        How much they lost is estimated (`blind`): of a JPEG from its quantization tables and coefficients, of others from their size.
+        The arguments are those of `compress` and `decompress`. ValueError for animations, broken files and other formats.
+        """
+        settings = Settings(num_inference_steps, guidance_scale, projection_interval, tile)
+        check_decompress_arguments(realism, num_inference_steps, output_type)
+        files = [files] if isinstance(files, (bytes, bytearray)) else files
+        opened = [formats.opened(formats.kind_of(data), data) for data in files]
+        jobs = [estimated_job(self, picture, data, seed, prompt) for picture, data in zip(opened, files)]
+        pictures = self.refined(jobs, realism, settings, batch_size)
+        upright, notes = zip(*(formats.upright(x, picture) for x, picture in zip(pictures, opened)))
+        return DecompressOutput(images=[images.to_output(x[None], output_type)[0] for x in upright], notes=list(notes))
+
+    # ------------------------------------------------------------------------------------------------------------ steps
+
+    def refined(self, jobs: list[Job], realism: float, settings: Settings, batch_size: int, watch: Watch = None) -> list[Tensor]:
+        """Pictures [3, H, W] in [-1, 1] by Eq. 17 of the survey; estimates and samples are those of the last call if it was the same."""
+        if realism == 0 and not any(job.cells for job in jobs):
+            return [job.base for job in jobs]
+        key = (
+            self.fingerprint(),
+            settings,
+            [(hash(job.base.numpy().tobytes()), *job.errors.tolist(), job.seed, job.prompt) for job in jobs],
+        )
+        known, pairs = self._refined
+        if known != key or watch is not None:
+            pairs = [None] * len(jobs)
+            for group in groups_of(batch_size, [self.latent_shape(*job.base.shape[-2:]) for job in jobs]):
+                for i, pair in zip(group, paint(self, [jobs[i] for i in group], settings, watch)):
+                    pairs[i] = pair
+            self._refined = key, pairs
+        return [(1 - realism) * estimate + realism * sample for estimate, sample in pairs]
+
+
+def check_decompress_arguments(realism, num_inference_steps, output_type):
+    check_output(num_inference_steps, output_type)
+    if not 0 <= realism <= 1:
+        raise ValueError(f"realism must be from 0 to 1, not {realism}")
