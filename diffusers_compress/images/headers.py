@@ -41,11 +41,12 @@ def stored(image: Image.Image) -> Stored:
         return image.info["stored"]
     if isinstance(image, TiffImageFile):
         return _tiff(image)
-    if image.format in ("PNG", "AVIF") and image.fp is not None:
-        position = image.fp.tell()
-        image.fp.seek(0)
-        data = image.fp.read()
-        image.fp.seek(position)
+    file = getattr(image, "fp", None)
+    if image.format in ("PNG", "AVIF") and file is not None:
+        position = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(position)
         return _png(data, image.info) if image.format == "PNG" else _avif(data, image.info)
     if image.mode.startswith("I") and image.format and image.format not in DEEP_GREY:
         raise Misread(f"{image.format} of mode {image.mode}, which does not say what sample is white")

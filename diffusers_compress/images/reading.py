@@ -55,8 +55,8 @@ def samples_of(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     """Samples [H, W] or [H, W, C] in [0, 1] of a PIL image, upright and in sRGB, last channel alpha if C is 2 or 4; and notes."""
     stored = headers.stored(image)
     notes = list(stored.notes)
-    if getattr(image, "n_frames", 1) > 1:
-        notes.append(f"one of {image.n_frames} frames stored")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        notes.append(f"one of {frames} frames stored")
     if EXIF & set(image.getexif()) or METADATA & set(image.info) or getattr(image, "text", None):
         notes.append("EXIF and other metadata not stored")
     bits = stored.bits or (16 if image.mode.startswith("I") else 8)

@@ -1,5 +1,7 @@
 """What several families need."""
 
+from typing import Any
+
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import FrozenDict
@@ -9,8 +11,8 @@ from torch import Tensor
 
 def config_of(pipe: DiffusionPipeline, component: str, class_name: str) -> FrozenDict | None:
     """The config of a component of this class or one derived from it, compiled or not; None if there is no such."""
-    module = getattr(pipe, component, None)
-    module = getattr(module, "_orig_mod", module)
+    compiled = getattr(pipe, component, None)
+    module: Any = getattr(compiled, "_orig_mod", compiled)
     return module.config if class_name in (base.__name__ for base in type(module).__mro__) else None
 
 

@@ -15,8 +15,8 @@ class StableDiffusion:
     """
 
     network = "unet"
-    parts = ("unet", "vae", "text_encoder", "tokenizer")
-    optional = ()
+    parts: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer")
+    optional: tuple[str, ...] = ()
     flow = False  # matching, or variance-preserving
     patch = 1  # sides of a latent are multiples of it
 
