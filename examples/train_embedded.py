@@ -27,7 +27,8 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderDC, DDIMScheduler, UniPCMultistepScheduler
 from torch import nn
 from train_common import Stage, batch_of_photos, load_photos, split, to_model_range, train_once
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from train_embedded_text import embed_texts, load_tokenizer, make_text_encoder, make_tokenizer
+from transformers import CLIPTextModel
 
 from diffusers_compress import DiffCPipeline, WienerUNet
 
@@ -39,7 +40,6 @@ OPENING = 2.0  # bias that keeps ReLU linear
 LATENT_NOISE = 0.03  # std of the noise on the latent that the decoder is trained with
 SIGMAS = (0.05, 200.0)  # sigma / alpha, log-uniform in the UNet's training
 VALIDATION_SIGMAS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.12)
-RANDOM_TEXTS = 255
 
 
 def parse_args():
@@ -320,52 +320,6 @@ def train_unet(accelerator, components, text_encoder, tokenizer, photos, validat
 
 def photo_at_blocks(photo):
     return to_model_range(photo[None, :, : photo.shape[1] // BLOCK * BLOCK, : photo.shape[2] // BLOCK * BLOCK])
-
-
-# ----------------------------------------------------------------------------------------------------------------- text
-
-
-def make_tokenizer(folder):
-    """A CLIP tokenizer whose vocabulary is the 256 bytes, each alone and at a word's end: any text, no merges."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]  # GPT-2's byte alphabet
-    tokens = symbols + [s + "</w>" for s in symbols] + ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return load_tokenizer(folder)
-
-
-def load_tokenizer(folder):
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token="<|endoftext|>")
-
-
-def make_text_encoder(tokenizer):
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=64,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-@torch.no_grad()
-def embed_texts(text_encoder, tokenizer, device):
-    """[1 + RANDOM_TEXTS, 77, 64]: the empty prompt, then random strings."""
-    generator = torch.Generator().manual_seed(0)
-    texts = [""]
-    for _ in range(RANDOM_TEXTS):
-        length = int(torch.randint(1, 60, (), generator=generator))
-        texts.append("".join(chr(c) for c in torch.randint(32, 127, (length,), generator=generator).tolist()))
-    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-    return torch.cat([text_encoder(part)[0] for part in ids.split(32)])
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
