@@ -222,7 +222,7 @@ def test_message_and_sample_are_those_of_the_format(channel, checksum):
 @pytest.mark.parametrize(
     "channel, budget, spread, batches",
     [(TRELLIS, 6, None, 8), (TRELLIS, 40, None, 6), (TRELLIS, 200, None, 2), (TRELLIS, 200, 0, 2), (TRELLIS, 200, 2, 4)]
-    + [(TRELLIS, 600, 2, 2), (TRELLIS32, 200, 2, 1)],
+    + [(TRELLIS, 600, 2, 2), (TRELLIS32, 100, 2, 1)],
 )
 def test_a_message_delivers_the_useful_bits(channel, budget, spread, batches):
     """The likelihood ratio's mean is the KL of the q wanted; the expected variance is none (None), flat (0) or strongly uneven."""
@@ -257,7 +257,7 @@ def assert_uncorrelated(a, b, margin=5):
 
 
 @pytest.mark.parametrize(
-    "channel, budget, spread", [(TRELLIS, 200, None), (TRELLIS, 200, 2), (TRELLIS, 600, 2), (TRELLIS32, 100, 2)]
+    "channel, budget, spread", [(TRELLIS, 200, None), (TRELLIS, 200, 2), (TRELLIS, 600, 2), (TRELLIS32, 50, 2)]
 )
 def test_the_noise_is_standard_normal(channel, budget, spread):
     """y - shift has the law of a step's noise: no trace of the shift, of what was expected, of neighbours, pictures or steps."""
