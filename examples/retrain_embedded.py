@@ -28,11 +28,15 @@ SHARES = {
     "quantizer": 0.04,
 }  # of the minutes
 PERCO = (
-    "--crop 256 --batch 8 --mixed-precision bf16 --lr 5e-4 --hyper-lr 1e-3 --warm-up 100 --schedule cosine --ema 0.998 "
+    "--crop 256 --lr 5e-4 --hyper-lr 1e-3 --warm-up 100 --schedule cosine --ema 0.998 "
     "--sketch-weight 1 --rank 16 --codebook-dim 16 --distance cosine --whole "
-    "down_blocks.[01]|up_blocks.[12]|conv_norm_out|conv_out|time_embedding --features 64 --caption-drop 0 --sigmas 0.1 2000"
+    "down_blocks.[01]|up_blocks.[12]|conv_norm_out|conv_out|time_embedding --features 64 --caption-drop 0 --checkpoint-every 250"
 )
-PERCO_PRESETS = {"0.0019": (64, 1 / 2), "0.1250": (48, 1 / 4)}  # width, share of the steps that train the hyper-encoder alone
+# Options, and the share of the steps that train the hyper-encoder alone
+PERCO_PRESETS = {
+    "0.0019": ("--width 64 --batch 8 --sigmas 0.3 2000", 3 / 4),
+    "0.1250": ("--width 48 --batch 4 --sigmas 0.1 2000", 3 / 7),
+}
 CURVE_POINTS = 8
 
 
@@ -41,7 +45,8 @@ def parse_args():
     parser.add_argument("--photos", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=240, help="for all but PerCo, and but for encoding and calibrating")
-    parser.add_argument("--perco-steps", type=int, default=2000, help="for each of two presets; 0: no PerCo")
+    parser.add_argument("--perco-steps", type=int, default=4000, help="for each of two presets; 0: no PerCo")
+    parser.add_argument("--mixed-precision", default="bf16", help="no: on a CPU without avx512_bf16, where bf16 is slow")
     parser.add_argument("--checkpoint-minutes", type=float, default=4)
     return parser.parse_known_args()
 
@@ -51,7 +56,8 @@ def commands(args, further):
     minutes = {name: share * args.minutes for name, share in SHARES.items()}
     common = ["--photos", args.photos, "--checkpoint-minutes", args.checkpoint_minutes]
     stages = [word for name in ("decoder", "unet", "texture") for word in (f"--{name}-minutes", minutes[name])]
-    yield "model", ["train_embedded.py", *common, *stages, *further]
+    precision = ["--mixed-precision", args.mixed_precision]
+    yield "model", ["train_embedded.py", *common, *precision, *stages, *further]
 
     model = ["--model", args.output / "model" / "model"]
     latents = ["--latents", args.output / "latents.pt"]
@@ -63,11 +69,11 @@ def commands(args, further):
 
     model = ["--model", args.output / "relic" / "model", "--cache", args.output / "perco.pt"]
     pictures = ["--pictures", args.photos, "--validation", 40]  # the same as in train_common.py
-    for preset, (width, alone) in PERCO_PRESETS.items() if args.perco_steps else ():
+    for preset, (options, alone) in PERCO_PRESETS.items() if args.perco_steps else ():
         steps = ["--steps", args.perco_steps, "--sketch-steps", round(alone * args.perco_steps)]
         yield (
             f"perco-{preset}",
-            ["train_perco.py", *pictures, *model, *PERCO.split(), "--preset", preset, "--width", width, *steps],
+            ["train_perco.py", *pictures, *model, *precision, *PERCO.split(), *options.split(), "--preset", preset, *steps],
         )
 
 
