@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
-PICTURE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+PICTURE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .ppm .tif .tiff .webp".split())
 WALKED = "a link to a folder that was walked already"
 
 
