@@ -137,7 +137,7 @@ def test_pictures_are_found_as_everywhere_and_what_is_not_read_is_told(photo, tm
 
 def test_drift_is_in_the_rows(codecs, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(drift, "BOUND", -1.0)
-    monkeypatch.setattr("diffusers_compress.pipelines.diffc.CHECKED_BYTES", 0)
+    monkeypatch.setattr("diffusers_compress.codecs.diffc.rate.CHECKED_BYTES", 0)
     made = task.Task(tmp_path, "a.png", folder / "a.png", 0.2, (codecs[1],), (), "cpu", "float32")
     image = open_original(folder / "a.png")
     data = load_pipeline("diffc", codecs[1].model, "cpu", "float32").compress(image, target_bpp=0.2).bitstreams[0]
