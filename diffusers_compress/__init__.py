@@ -14,6 +14,8 @@ _DEFINED_IN = {
     "HyperPrior": "models.hyperprior",
     "HyperEncoder": "models.hyper_encoder",
     "ParameterNetwork": "models.hyperprior",
+    "UQDMNetwork": "models.uqdm_network",
+    "UQDMScheduler": "diffusion.uqdm_scheduler",
     "CompressOutput": "outputs",
     "DecompressOutput": "outputs",
     "RoundTripOutput": "outputs",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from diffusers_compress.outputs import CompressOutput, DecompressOutput
 
-DIFFC, RELIC, PERCO, REFINE = 1, 2, 3, 5
-RESERVED = {4: "uqdm", 6: "text-sketch", 7: "cdc"}  # numbers of codecs to come
+DIFFC, RELIC, PERCO, UQDM, REFINE = 1, 2, 3, 4, 5
+RESERVED = {6: "text-sketch", 7: "cdc"}  # numbers of codecs to come
 
 
 class Codec(NamedTuple):
@@ -75,6 +75,15 @@ CODECS = {
         embedded="perco",
         rate="cap",
         presets=True,
+    ),
+    "uqdm": Codec(
+        UQDM,
+        "UQDM",
+        "diffusers_compress.pipelines.uqdm:UQDMPipeline",
+        "diffusers_compress.codecs.uqdm.format",
+        embedded="uqdm",
+        rate="cap",
+        preview={"reconstruction": "denoised"},
     ),
     "refine": Codec(
         REFINE,

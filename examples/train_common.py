@@ -163,14 +163,16 @@ def add_parts(model, folder, calibration, **components):
 class Stage:
     """One stage's loop, in one process: cosine learning rate over wall-clock minutes, averaged weights, checkpoints, log lines."""
 
-    def __init__(self, accelerator, name, model, lr, minutes, args, warm_up=100):
+    def __init__(
+        self, accelerator, name, model, lr, minutes, args, warm_up=100, decay=0.999, betas=(0.9, 0.99), weight_decay=0.01
+    ):
         self.accelerator, self.name, self.lr, self.minutes, self.args = accelerator, name, lr, minutes, args
         self.warm_up = warm_up  # steps
         self.folder, self.log = args.output / "checkpoints" / name, args.output / "log.jsonl"
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.ema = EMAModel(self.bare_model.parameters(), decay=0.999, foreach=True)
+        self.ema = EMAModel(self.bare_model.parameters(), decay=decay, foreach=True)
         self.ema.to(accelerator.device)
         self.seconds, (self.step, checkpoint) = 0.0, latest_checkpoint(self.folder)
         if checkpoint:

@@ -24,11 +24,16 @@ MAX_VALUE = 1 << 20  # |k| stays below
 @functools.cache
 def tables() -> np.ndarray:
     """Frequencies [TABLES, FRACTIONS, 2 REACH + 1], int64, each at least 1."""
-    scale = 2.0 ** (np.arange(TABLES) / PER_OCTAVE - 5)[:, None, None]
-    mean = ((np.arange(FRACTIONS) + 0.5) / FRACTIONS - 0.5)[:, None]
-    edges = np.arange(-REACH, REACH) + 0.5
-    cumulative = 1 / (1 + np.exp(-np.clip((edges - mean) / scale, -60, 60)))
-    size = 2 * REACH + 1
+    return frequencies(2.0 ** (np.arange(TABLES) / PER_OCTAVE - 5), FRACTIONS, REACH)
+
+
+def frequencies(scale: np.ndarray, fractions: int, reach: int) -> np.ndarray:
+    """Of round(x), x logistic with these scales [T] around the middles of the `fractions` parts of a step: the symbols -reach .. reach,
+    of which the outermost stand for all beyond. [T, fractions, 2 reach + 1] int64, each at least 1, summing to TOTAL."""
+    mean = ((np.arange(fractions) + 0.5) / fractions - 0.5)[:, None]
+    edges = np.arange(-reach, reach) + 0.5
+    cumulative = 1 / (1 + np.exp(-np.clip((edges - mean) / scale[:, None, None], -60, 60)))
+    size = 2 * reach + 1
     inner = np.rint(cumulative * (TOTAL - size)).astype(np.int64)
     return np.diff(inner, prepend=0, append=TOTAL - size) + 1
 

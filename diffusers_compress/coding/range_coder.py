@@ -42,6 +42,10 @@ class Encoder:
         if len(symbols):
             self._coder.encode(symbols.astype(np.int32), _CATEGORICAL, frequencies.astype(np.float64))
 
+    def encode_run(self, symbols: np.ndarray, frequencies: tuple[int, ...]) -> None:
+        """Symbols [N], all under one table."""
+        self._coder.encode(symbols.astype(np.int32), _categorical(frequencies))
+
     def encode_bits_all(self, values: np.ndarray, num_bits: np.ndarray) -> None:
         """values [N] as num_bits [N] (1 to 23) equally likely bits each."""
         if len(values):
@@ -80,6 +84,10 @@ class Decoder:
     def decode_all(self, frequencies: np.ndarray) -> np.ndarray:
         """What `encode_all` wrote under these tables, [N] int64."""
         return self._decode_all(_CATEGORICAL, frequencies.astype(np.float64))
+
+    def decode_run(self, count: int, frequencies: tuple[int, ...]) -> np.ndarray:
+        """What `encode_run` wrote under this table, [count] int64."""
+        return self._checked(_categorical(frequencies), count).astype(np.int64)
 
     def decode_bits_all(self, num_bits: np.ndarray) -> np.ndarray:
         """What `encode_bits_all` wrote, [N] int64."""

@@ -22,15 +22,18 @@ from PIL import Image
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from diffusers_compress import (
+from diffusers_compress import (  # noqa: E402
     DiffCPipeline,
     HyperEncoder,
     HyperPrior,
     PerCoPipeline,
     RefinePipeline,
     RelicPipeline,
+    UQDMNetwork,
+    UQDMPipeline,
+    UQDMScheduler,
     embedded_model,
-)  # noqa: E402
+)
 from diffusers_compress.codecs.diffc import format as diffc_format  # noqa: E402
 from diffusers_compress.codecs.diffc import rate  # noqa: E402
 from diffusers_compress.codecs.diffc.timesteps import timesteps_of  # noqa: E402
@@ -38,6 +41,8 @@ from diffusers_compress.codecs.perco import format as perco_format  # noqa: E402
 from diffusers_compress.codecs.refine import format as refine_format  # noqa: E402
 from diffusers_compress.codecs.relic import format as relic_format  # noqa: E402
 from diffusers_compress.codecs.relic.quantizer import Quantizer  # noqa: E402
+from diffusers_compress.codecs.uqdm import format as uqdm_format  # noqa: E402
+from diffusers_compress.codecs.uqdm import loop as uqdm_loop
 from diffusers_compress.coding import randomness  # noqa: E402
 from diffusers_compress.coding.text import ALPHABET  # noqa: E402
 from diffusers_compress.diffusion.schedule import from_pure_noise  # noqa: E402
@@ -45,7 +50,13 @@ from diffusers_compress.format import container  # noqa: E402
 from diffusers_compress.format.limits import DEFAULT_LIMITS  # noqa: E402
 from diffusers_compress.models import adapter  # noqa: E402
 
-PIPELINES = {"diffc": DiffCPipeline, "perco": PerCoPipeline, "refine": RefinePipeline, "relic": RelicPipeline}
+PIPELINES = {
+    "diffc": DiffCPipeline,
+    "perco": PerCoPipeline,
+    "refine": RefinePipeline,
+    "relic": RelicPipeline,
+    "uqdm": UQDMPipeline,
+}
 WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
 RMS, PEAK = 1.0, 6  # permitted, in 8-bit levels
 PREVIEW = {  # one network call
@@ -53,6 +64,7 @@ PREVIEW = {  # one network call
     "perco": {"num_inference_steps": 1, "guidance_scale": 1.0},
     "refine": {"num_inference_steps": 1},
     "relic": {"num_inference_steps": 1},
+    "uqdm": {"reconstruction": "denoised"},
 }
 
 # name: (codec, model, size of the picture, options of compress, options of decompress, bytes that are left of the file or None)
@@ -74,6 +86,10 @@ CASES = {
     "perco-words": ("perco", "epsilon", (72, 56), {"prompt": "A house, on a hill!"}, {}, None),
     "perco-bytes": ("perco", "v_prediction", (40, 24), {"prompt": "Größe 7 🙂", "seed": 5}, {}, None),
     "perco-no-caption": ("perco", "epsilon", (9, 33), {}, {}, None),
+    "uqdm-lossless": ("uqdm", "epsilon", (24, 16), {"lossless": True}, {}, None),
+    "uqdm-tiles": ("uqdm", "v_prediction", (40, 21), {"num_coding_steps": 2}, {"reconstruction": "denoised"}, None),
+    "uqdm-cut": ("uqdm", "epsilon", (17, 9), {"num_coding_steps": 3}, {}, 150),
+    "uqdm-1x1": ("uqdm", "v_prediction", (1, 1), {"lossless": True}, {}, None),
     "refine-jpeg": ("refine", "epsilon", (72, 40), {"fidelity": 0.1, "prompt": "a house", "seed": 5}, {}, None),
     "refine-webp": ("refine", "v_prediction", (33, 31), {"max_bytes": 250, "base": "webp"}, {"realism": 0.5}, None),
     "refine-avif-preview": ("refine", "embedded", (64, 48), {"max_bytes": 600, "base": "avif"}, {"preview": True}, None),
@@ -160,6 +176,8 @@ def pipeline(codec, model):
     """The pipeline of a codec with one of the models "embedded", "epsilon" and "v_prediction"."""
     if model == "embedded":
         pipe = PIPELINES[codec].from_pretrained(embedded_model(), dtype=torch.float32)
+    elif codec == "uqdm":
+        pipe = UQDMPipeline(uqdm_network(model == "v_prediction"), UQDMScheduler(gamma_origin=-13.0))
     else:
         words = tokenizer(ALPHABET, MERGES) if codec == "perco" else None  # numbered as CLIP's
         pipe = PIPELINES[codec](**components(model, words))
@@ -176,6 +194,23 @@ def pipeline(codec, model):
             weight.data[:, 4:] = randomness.normals(weight[:, 4:].numel(), WEIGHTS, 4999).view_as(weight[:, 4:]) / 2
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def uqdm_network(preconditioned):
+    """For tiles of 16 x 16: as published but small, or with all that ours has beside that."""
+    levels = 2 if preconditioned else 1
+    network = UQDMNetwork(
+        patch=2 if preconditioned else 1,
+        preconditioned=preconditioned,
+        sample_size=16,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+    )
+    return filled(network, 5)
 
 
 def hyper_encoder():
@@ -202,6 +237,18 @@ def symbols(pipe, data):
         _, parameters, messages, _ = diffc_format.read_file(data)
         timesteps = timesteps_of(from_pure_noise(pipe.noise_schedule()), parameters)
         return {"timesteps": timesteps, "budgets": parameters.budgets, "messages": [message.tolist() for message in messages]}
+    if isinstance(pipe, UQDMPipeline):
+        sent, (header, parameters, sections, _) = [], uqdm_format.read_file(data)
+        receiver = uqdm_loop.Receiver(parameters, sections, pipe.scheduler)
+
+        def transmit(*step):
+            sent.append(receiver.transmit(*step))
+            return sent[-1]
+
+        network, shape = pipe.tiled_network(8, None, pipe.progress_bar(total=0)), (3, header.height, header.width)
+        steps = min(len(sections), len(parameters.sizes))
+        uqdm_loop.chain(network, pipe.scheduler, shape, pipe.coding_device, steps, transmit)
+        return {"k": [k.tolist() for k in sent], "nudge": parameters.nudge, "checks": parameters.checks}
     if isinstance(pipe, PerCoPipeline):
         header, parameters, payload = perco_format.read_file(data)
         shape = pipe.latent_shape(header.height, header.width)

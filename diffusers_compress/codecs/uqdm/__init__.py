@@ -1,0 +1,1 @@
+"""UQDM's own parts."""
