@@ -9,9 +9,9 @@ percent fewer bits; that code itself loads the raw ones.
 
 import argparse
 import json
-import pickle
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def read_checkpoint(path: Path, averaged: bool) -> tuple[dict[str, Tensor], floa
         if averaged:
             *shadow, width = state["ema"]["shadow_params"]  # in the order of the parameters, gamma's last
             tensors, width = dict(zip(tensors, shadow, strict=True)), abs(float(width))
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"this one names {found[1]}" if found else "this is no such file"
         raise ValueError(f"{path}: a checkpoint of UQDM holds tensors and numbers alone, {what}; nothing of it was run") from None

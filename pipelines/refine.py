@@ -54,7 +54,8 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
         vae, ..., transformer, force_zeros_for_empty_prompt: as in diffusers' own pipeline of the family, which may lack some.
 
     Examples:
-        >>>         >>> from diffusers_compress import RefinePipeline, embedded_model
+        >>> from PIL import Image
+        >>> from diffusers_compress import RefinePipeline, embedded_model
         >>> pipe = RefinePipeline.from_pretrained(embedded_model())
         >>> image = Image.linear_gradient("L").convert("RGB")
         >>> both = pipe(image, max_bytes=2000, base="webp")

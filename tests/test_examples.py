@@ -110,6 +110,7 @@ def test_captions(run, pictures, tmp_path, tiny_sd_folder):
 def test_every_example_is_run():
     tested = {
         "convert_perco.py",
+        "convert_uqdm.py",
         "rd_curve.py",
         "ray_data.py",
         "retrain_embedded.py",

@@ -32,7 +32,8 @@ def offences(source):
     tree = ast.parse(source)
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} != {"UnpicklingError"}:  # only an exception
+            names.append(node.module)
         yield from (name for name in names if name.split(".")[0] in RUNS_CODE)
     for name, keywords in calls(tree):
         last = name.split(".")[-1]
