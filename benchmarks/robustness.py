@@ -129,7 +129,7 @@ class Hang(BaseException):
 
 
 @contextmanager
-def watched(seconds=SECONDS):
+def watched(seconds):
     def hang(*_):
         raise Hang
 
@@ -144,7 +144,7 @@ def watched(seconds=SECONDS):
 def outcome(read, data):
     """What reading says of a file: its words, the kind of the error, or "hang" or "crash: ..."."""
     try:
-        with watched():
+        with watched(SECONDS):
             return read(data)
     except BitstreamError as error:
         return type(error).__name__
