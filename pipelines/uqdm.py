@@ -192,8 +192,8 @@ class UQDMPipeline(CodecMixin, DiffusionPipeline):
             time, sigma = self.scheduler.time(t), self.scheduler.level(t)[1]
 
             def of_tiles(tiles):
-                told = [torch.full((len(tiles),), value, dtype=torch.float64, device=z.device) for value in (time, sigma)]
-                return torch.cat(model(tiles, *told), 1)
+                levels = [torch.full((len(tiles),), value, dtype=torch.float64, device=z.device) for value in (time, sigma)]
+                return torch.cat(model(tiles, *levels), 1)
 
             output = blended(of_tiles, z, config.sample_size, multiple, batch_size)
             noise, factor = check_finite(output, "the network's output").chunk(2)

@@ -1,7 +1,7 @@
 """The chain of UQDM, written once for both ends: from shared noise down the levels, a symbol for each number at each step.
 
 Yang, Will & Mandt 2025, algorithm 1. Where they round z_s less the mean of p(z_s | z_t), the number z_s itself is rounded here:
-its law is the same, and z_s follows from symbols and dither alone, never from the network. So a difference between two machines'
+its distribution is the same, and z_s follows from symbols and dither alone, never from the network. So a difference between two machines'
 networks cannot grow, it can only make a table differ, which `dither.nudge_of` keeps from happening and `dither.check_of` would
 tell.
 """
@@ -51,7 +51,7 @@ def x_hat(noise: Tensor, z_t: Tensor, level: tuple[float, float]) -> Tensor:
     return equations.predict_x0(noise, z_t, *level, "epsilon").clamp(-1, 1)
 
 
-class Law(NamedTuple):
+class Distribution(NamedTuple):
     """Of the symbols k [N] of a step: logistic with this mean and scale, both in steps, float64; u: dither in parts of a step,
     int64."""
 
@@ -63,14 +63,14 @@ class Law(NamedTuple):
 def chain(
     network: Network, scheduler: UQDMScheduler, shape: tuple[int, int, int], device: torch.device, steps: int, transmit: Callable
 ) -> Tensor:
-    """z [3, H, W] after so many steps, where transmit(t, z_t, law) gives the symbols k [N] of the step that leaves level t."""
+    """z [3, H, W] after so many steps, where transmit(t, z_t, distribution) gives the symbols k [N] of the step that leaves level t."""
     z = start(shape).to(device)
     for t in range(scheduler.config.num_steps, scheduler.config.num_steps - steps, -1):
         width, u = scheduler.width(t), dither.dither(z.numel(), t)
         noise, factor = network(z, t)
         mean = flat(posterior_mean(z, x_hat(noise, z, scheduler.level(t)), scheduler, t) / width)
         scale = flat(factor) * scheduler.scale(t) / width
-        k = transmit(t, z, Law(mean + u / dither.UNIT, scale, u))
+        k = transmit(t, z, Distribution(mean + u / dither.UNIT, scale, u))
         z = torch.from_numpy((dither.UNIT * k - u) * (width / dither.UNIT)).reshape(shape).to(device)
     return z
 
@@ -91,10 +91,10 @@ class Sender:
         self.x, self.scheduler = x, scheduler
         self.sent: list[tuple[np.ndarray, np.ndarray]] = []  # of each step the symbols and their places on the grid
 
-    def transmit(self, t: int, z: Tensor, law: Law) -> np.ndarray:
+    def transmit(self, t: int, z: Tensor, p: Distribution) -> np.ndarray:
         middle = flat(posterior_mean(z, self.x.to(z), self.scheduler, t) / self.scheduler.width(t))
-        k = np.floor(middle + law.u / dither.UNIT + 0.5).astype(np.int64)
-        self.sent.append((k, dither.places(law.mean, law.scale)))
+        k = np.floor(middle + p.u / dither.UNIT + 0.5).astype(np.int64)
+        self.sent.append((k, dither.places(p.mean, p.scale)))
         return k
 
     def file(self, z_0: Tensor | None = None) -> tuple[Parameters, list[bytes]]:
@@ -129,9 +129,9 @@ class Receiver:
         self.last = sections[-1:]
         self.has_pixels = len(sections) > len(parameters.sizes)
 
-    def transmit(self, t: int, z: Tensor, law: Law) -> np.ndarray:
+    def transmit(self, t: int, z: Tensor, p: Distribution) -> np.ndarray:
         check, section = next(self.steps)
-        whole, row = dither.rounded(dither.places(law.mean, law.scale), self.parameters.nudge)
+        whole, row = dither.rounded(dither.places(p.mean, p.scale), self.parameters.nudge)
         if dither.check_of(whole, row) != check:
             raise WrongModel(
                 f"at level {t} the network says something else than the sender's did: these are other weights, such as those of "
