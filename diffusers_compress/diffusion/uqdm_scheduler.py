@@ -42,7 +42,7 @@ class UQDMScheduler(SchedulerMixin, ConfigMixin):
         return (1 + math.exp(self.gamma(t))) ** -0.5, (1 + math.exp(-self.gamma(t))) ** -0.5
 
     def time(self, t: int) -> float:
-        """What the network is told of level t."""
+        """The network's conditioning on level t."""
         low, high = self.config.gamma_origin, self.config.gamma_max
         low = self.config.gamma_min if low is None else low
         return (self.gamma(t) - low) / (high - low)
