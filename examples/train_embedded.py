@@ -47,6 +47,9 @@ def parse_args():
     parser.add_argument("--photos", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--output", type=Path, required=True, help="checkpoints, log.jsonl and the finished model go here")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument(
+        "--start", type=Path, help="a model folder that this script made: go on from its components, decoder and UNet"
+    )
     parser.add_argument("--scales", type=float, nargs=2, default=[0.6, 1.4], help="photos are reduced by a factor in this range")
     parser.add_argument("--latent-channels", type=int, default=24)
     parser.add_argument("--spread", type=float, default=0.25, help="each component is scaled by its std to this power")
@@ -97,6 +100,14 @@ class Components:
         scale = power ** (spread / 2)
         return cls((scale[:, None] * basis.T).float(), (basis / scale).float(), mean.float())
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, encoder):
+        """Those that an encoder of `make_vae` holds; of the mean, which it does not, what the components see."""
+        analysis = encoder.conv_out.weight[:, :, 1, 1] @ pixel_places(encoder).T
+        synthesis = torch.linalg.pinv(analysis)
+        return cls(analysis, synthesis, -synthesis @ encoder.conv_out.bias)
+
     def encode(self, x):
         """Pictures [B, 3, H, W] to latents [B, C, H/8, W/8]."""
         return torch.einsum("ck,bkhw->bchw", self.analysis, F.pixel_unshuffle(x, BLOCK) - self.mean[:, None, None])
@@ -107,6 +118,15 @@ class Components:
     @classmethod
     def load(cls, path, device):
         return cls(*(tensor.to(device) for tensor in torch.load(path, weights_only=True)))
+
+
+def pixel_places(encoder):
+    """Into which channel the encoder puts each of the 192 pixels of a block, as ones in [192, 256]."""
+    x = F.pixel_shuffle(torch.eye(3 * BLOCK**2)[..., None, None], BLOCK)
+    x = encoder.conv_in(x)
+    for block in encoder.down_blocks:
+        x = block(x)
+    return x[..., 0, 0]
 
 
 @torch.no_grad()
@@ -141,12 +161,7 @@ def make_vae(components, decoder_layers):
     for color in range(3):
         encoder.conv_in.conv.weight[color, color, 1, 1] = 1
 
-    # Where the encoder puts each of the 192 pixels of a block
-    x = F.pixel_shuffle(torch.eye(3 * BLOCK**2)[..., None, None], BLOCK)
-    x = encoder.conv_in(x)
-    for block in encoder.down_blocks:
-        x = block(x)
-    place = x[..., 0, 0]  # [192, 256]
+    place = pixel_places(encoder)
     used = place.sum(0) > 0
 
     nn.init.zeros_(encoder.conv_out.weight)
@@ -192,6 +207,10 @@ class Decoder(nn.Module):
         judged = self.critic(x_hat)
         self.critic.requires_grad_(True)
         return x_hat, (judged, self.critic(x), self.critic(x_hat.detach()))
+
+
+def start_vae(args):
+    return AutoencoderDC.from_pretrained(args.start / "vae", torch_dtype=torch.float32)
 
 
 def train_decoder(accelerator, vae, components, photos, validation, args):
@@ -274,7 +293,7 @@ def make_scheduler():
 
 def train_unet(accelerator, components, text_encoder, tokenizer, photos, validation, args):
     """Denoising of latents. The error is weighed against that of the Wiener filter alone at the same noise level."""
-    unet = make_unet(args)
+    unet = WienerUNet.from_pretrained(args.start / "unet", torch_dtype=torch.float32) if args.start else make_unet(args)
     unet.fit([components.encode(photo_at_blocks(photo))[0] for photo in photos[::2]])
     stage = Stage(accelerator, "unet", unet, args.unet_lr, args.unet_minutes, args)
     generator, device = stage.generator, accelerator.device
@@ -336,11 +355,15 @@ def main():
 
     file = parts / "components.pt"
     if not file.exists():
-        Components.measure(train, args.latent_channels, args.spread).save(file)
+        if args.start:
+            started = Components.of(start_vae(args).encoder)
+        else:
+            started = Components.measure(train, args.latent_channels, args.spread)
+        started.save(file)
     components = Components.load(file, device)
 
     def decoder():
-        vae = make_vae(Components.load(file, "cpu"), args.decoder_layers)
+        vae = start_vae(args) if args.start else make_vae(Components.load(file, "cpu"), args.decoder_layers)
         return train_decoder(accelerator, vae, components, train, validation, args)
 
     def texture():

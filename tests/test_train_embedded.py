@@ -68,8 +68,7 @@ def test_everything_is_made_anew_by_one_command(pictures, tmp_path, python, monk
 def test_a_killed_run_goes_on_from_its_checkpoint(examples, pictures, tmp_path, monkeypatch):
     """In the middle of a stage, then in the middle of the next, which does not take the one before it again."""
     common, script = examples
-    options = ["--photos", pictures, "--output", tmp_path, *TINY, "--decoder-minutes", 0.01, "--texture-minutes", 0.01]
-    options += ["--checkpoint-minutes", 0, "--stages", "decoder", "texture"]
+    options = ["--photos", pictures, "--output", tmp_path, *TINY, "--checkpoint-minutes", 0, "--stages", "decoder", "texture"]
     monkeypatch.setattr(sys, "argv", ["train_embedded.py", *map(str, options)])
     write_log, killed_at = common.Stage.write_log, []
 
@@ -80,6 +79,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(examples, pictures, tmp_path, 
             raise KeyboardInterrupt  # after the line of the log, before its checkpoint
 
     monkeypatch.setattr(common.Stage, "write_log", killed)
+    # by steps, not by time: a busy machine does few steps in a hundredth of a minute
+    monkeypatch.setattr(common.Stage, "progress", property(lambda self: self.step / 5))
     for name in ("decoder", "texture"):
         with pytest.raises(KeyboardInterrupt):
             script.main()
@@ -116,8 +117,27 @@ def test_the_autoencoder_starts_as_a_linear_transform(examples):
     with torch.no_grad():
         z = vae.encode(x).latent
         assert torch.allclose(z, components.encode(x), atol=1e-4)
+        assert torch.allclose(z, examples[1].Components.of(vae.encoder).encode(x), atol=1e-4)
         blocks = torch.einsum("kc,bchw->bkhw", components.synthesis, z) + components.mean[:, None, None]
         assert (vae.decode(z).sample - torch.nn.functional.pixel_shuffle(blocks, 8)).abs().max() < 0.02  # RMSNorm: nearly
+
+
+def test_training_goes_on_from_a_finished_model(examples, pictures, tmp_path, monkeypatch):
+    """Its encoder stays, its decoder and UNet are where the new run starts."""
+    script = examples[1]
+    options = ["--photos", pictures, "--output", tmp_path / "run", *TINY, "--unet-lr", 0, "--decoder-lr", 0]
+    options += ["--unet-minutes", 0.001, "--decoder-minutes", 0.001, "--stages", "decoder", "unet"]
+    monkeypatch.setattr(sys, "argv", ["train_embedded.py", *map(str, options)])
+    components = script.Components.measure([torch.randint(256, (3, 64, 96), dtype=torch.uint8)], 4, 0.25)
+    vae, unet = script.make_vae(components, (0, 1, 1, 1)), script.make_unet(script.parse_args())
+    torch.nn.init.normal_(unet.conv_out.weight)
+    vae.save_pretrained(tmp_path / "model" / "vae")
+    unet.save_pretrained(tmp_path / "model" / "unet")
+    sys.argv += ["--start", str(tmp_path / "model")]
+    script.main()
+    for name, before in (("vae", vae), ("unet", unet)):
+        after = type(before).from_pretrained(tmp_path / "run" / "parts" / name)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(after.parameters(), before.parameters()))
 
 
 def test_local_moments_tell_texture_from_blur(examples):
