@@ -56,6 +56,9 @@ def parse_args():
     )
     parser.add_argument("--model", default=embedded_model(), help="Stable-Diffusion folder or Hub id")
     parser.add_argument("--preset", default="0.0313", choices=PRESETS)
+    parser.add_argument(
+        "--start", type=Path, help="an adapter that this script made with the same options: its parts are where training starts"
+    )
     parser.add_argument("--validation", type=int, default=8, help="the folder's last pictures are kept for validation")
     parser.add_argument("--cache", type=Path, help="encode all pictures of the folder once, into this file; train on latents")
     parser.add_argument("--crop", type=int, default=512, help="pixels")
@@ -211,23 +214,31 @@ def learning_rate(step, first, args):
     return share * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done / steps))) if args.schedule == "cosine" else share
 
 
-def train(accelerator, pipe, crops, validation, args):
-    """The trained `Trainee`, with averaged weights."""
+def make_hyper_encoder(latent_channels, estimates, args):
+    if args.start:
+        return HyperEncoder.from_pretrained(args.start / "hyper_encoder", torch_dtype=torch.float32)
     preset, sizes = PRESETS[args.preset], {"width": args.width, "out_channels": args.features, "codebook_dim": args.codebook_dim}
-    estimates = args.sketch_steps > 0 or args.sketch_weight > 0
-    hyper_encoder = HyperEncoder(
-        pipe.vae.config.latent_channels,
+    return HyperEncoder(
+        latent_channels,
         preset.stride,
         preset.codebook_size,
         **sizes,
         distance=args.distance,
         estimates_latent=estimates,
     )
+
+
+def train(accelerator, pipe, crops, validation, args):
+    """The trained `Trainee`, with averaged weights."""
+    estimates = args.sketch_steps > 0 or args.sketch_weight > 0
+    hyper_encoder = make_hyper_encoder(pipe.vae.config.latent_channels, estimates, args)
     adapter.widen(pipe.unet, hyper_encoder.extra_channels)
     adapter.choose_trained(pipe.unet, args.rank, args.whole)
     centred = estimates and isinstance(pipe.unet, WienerUNet)
     if centred:
         pipe.unet.centre_on_estimate()
+    if args.start:
+        adapter.load_trained(pipe.unet, args.start)
     trainee = Trainee(pipe.unet, hyper_encoder)
     trained = [p for p in trainee.parameters() if p.requires_grad]
     inside = [p for p in trainee.unet.parameters() if p.requires_grad]

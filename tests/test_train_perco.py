@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffusers_compress import PerCoPipeline
 
@@ -63,6 +64,18 @@ def train(script, pictures, tiny_sd_folders, monkeypatch):
 
 def without_time(rows):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_training_starts_from_an_adapter(script, train, tmp_path, monkeypatch):
+    """Hyper-encoder, low-rank and whole tensors are those of the adapter before the first step."""
+    options = ["--rank", 2, "--sketch-weight", 1, "--whole", "conv_out", "--ema", 0.0]
+    train(tmp_path / "first", *options, "--preset", "0.1250", steps=2)
+    train(tmp_path / "second", *options, "--start", tmp_path / "first" / "adapter", "--lr", 0, "--hyper-lr", 0, steps=1)
+    for part in ("unet_changes.safetensors", "hyper_encoder/diffusion_pytorch_model.safetensors"):
+        first, second = (load_file(tmp_path / run / "adapter" / part) for run in ("first", "second"))
+        assert first.keys() == second.keys()
+        learned = first.keys() - {"frequency", "usage", "places"}  # these are measured anew
+        assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in learned)
 
 
 def test_a_killed_run_goes_on_with_the_very_same_losses(script, train, tmp_path, monkeypatch):

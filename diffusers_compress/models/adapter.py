@@ -68,6 +68,15 @@ def changes(unet) -> dict[str, Tensor]:
     return {re.sub(r"parametrizations\.(\w+)\.0\.", r"\1.", name): tensor for name, tensor in trained.items()}
 
 
+@torch.no_grad()
+def load_trained(unet, folder: Path):
+    """Put the file's tensors in the place of those that `choose_trained` chose, as far as the file has them."""
+    with safe_open(Path(folder, FILE), "pt") as file:
+        for name, tensor in changes(unet).items():  # the parameters' own memory
+            if name in file.keys():
+                tensor.copy_(file.get_tensor(name))
+
+
 def merge(unet):
     """Make low-rank differences part of the weights."""
     for module in unet.modules():
