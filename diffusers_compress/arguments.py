@@ -43,8 +43,10 @@ def check_choice(name: str, value: str, permitted: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(permitted)}, not {value!r}")
 
 
-def check_output(num_inference_steps: int, output_type: str) -> None:
+def check_output(num_inference_steps: int, output_type: str, realism: float = 1.0) -> None:
     """ValueError for an argument of `decompress` out of its range."""
+    if not 0 <= realism <= 1:
+        raise ValueError(f"realism must be from 0 to 1, not {realism}")
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
     check_choice("output_type", output_type, ("pil", "np", "pt"))

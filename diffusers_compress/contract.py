@@ -58,7 +58,7 @@ CODECS = {
         "DiffC",
         "diffusers_compress.pipelines.diffc:DiffCPipeline",
         "diffusers_compress.codecs.diffc.format",
-        preview={"reconstruction": "denoised"},
+        preview={"reconstruction": "denoised", "realism": 0.0},
     ),
     "relic": Codec(
         RELIC,

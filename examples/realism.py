@@ -2,7 +2,7 @@
 
     python examples/realism.py PHOTO
 
-Writes realism.png: Relic at realism 0, 0.5 and 1, then DiffC's mean and its probability-flow ODE; prints the PSNR of each.
+Writes realism.png: Relic, then DiffC, at realism 0, 0.5 and 1; prints the PSNR of each.
 """
 
 import argparse
@@ -25,8 +25,11 @@ def main():
     photo = Image.open(args.photo).convert("RGB")
     relic, diffc = (pipeline.from_pretrained(args.model) for pipeline in (RelicPipeline, DiffCPipeline))
     files = [pipe.compress(photo, target_bpp=args.bpp).bitstreams[0] for pipe in (relic, diffc)]
-    decoded = {f"relic, realism {value:g}": relic.decompress(files[0], realism=value).images[0] for value in (0, 0.5, 1)}
-    decoded |= {f"diffc, {way}": diffc.decompress(files[1], reconstruction=way).images[0] for way in ("denoised", "flow")}
+    decoded = {
+        f"{name}, realism {value:g}": pipe.decompress(data, realism=value).images[0]
+        for name, pipe, data in zip(("relic", "diffc"), (relic, diffc), files)
+        for value in (0, 0.5, 1)
+    }
 
     strip = photo
     for name, image in decoded.items():

@@ -41,6 +41,7 @@ from diffusers_compress.coding.channels import CHANNELS, channel_of
 from diffusers_compress.contract import DIFFC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
+from diffusers_compress.diffusion.realism import dial
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
@@ -123,10 +124,10 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             max_bytes: size in bytes that no file exceeds.
             fidelity: in (0, 1]; the stream ends at about the timestep (1 - fidelity) (T - 1), not below it. Exactly one of these three.
             prompt: one for all or one for each picture; stored in the file.
-            num_coding_steps: 1 to 256, each a network call but the first, unless the model was trained on pure noise. A file so small
-                that a step would have less than 64 bits has fewer; with `fidelity` it is the number for an average picture.
-            coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU about a second a step, more from some
-                2,000 bits a step on; or "poisson", the published coder.
+            num_coding_steps: 1 to 256, each a network call (but the first, unless the model knows pure noise). A file so small that a
+                step would have less than 64 bits has fewer; with `fidelity` it is the number for an average picture.
+            coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU a second a step or more; or "poisson",
+                the published coder.
             batch_size: pictures of like size that go through the network together at most.
             callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the named
                 tensors, of "latents", x_t, and "noise_pred", the network's output. What it returns counts for nothing.
@@ -167,6 +168,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         self,
         bitstreams: bytes | list[bytes],
         reconstruction: str = "flow",
+        realism: float = 1.0,
         num_inference_steps: int = 10,
         guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -181,28 +183,29 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
         Args:
             bitstreams: one file or a list. A file cut after its header gives the picture of the whole steps that are left.
-            reconstruction: from the last noise level on, "flow" (probability-flow ODE), "ancestral" (random draws from
-                `generator`, one for all or a list), or "denoised" (the network's mean in one call: a preview).
+            reconstruction: from the last noise level on, "flow" (probability-flow ODE), "ancestral" (random draws from `generator`, one
+                for all or a list), or "denoised" (the network's mean in one call: a preview).
+            realism: in [0, 1], between that mean and the reconstruction, see `diffusion.realism`.
             num_inference_steps: network calls of "flow" and "ancestral".
             guidance_scale: above 1, guidance towards the file's prompt, in the reconstruction alone.
             output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
                 codec, see `contract.ImageCodec.decompress`.
 
         Warns:
-            RuntimeWarning: if the latent at the end of a file's stream differs from the sender's, as `drift` in the result tells.
+            RuntimeWarning: if the latent at a stream's end differs from the sender's, as `drift` in the result tells.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
         """
         check_choice("reconstruction", reconstruction, RECONSTRUCTIONS)
-        check_output(num_inference_steps, output_type)
+        check_output(num_inference_steps, output_type, realism)
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
         files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
-        if files and isinstance(generator, list) and len(generator) != len(files):
-            raise ValueError(f"{len(generator)} generators were given for {len(files)} files")
-        noise = self.noise_schedule()
-        coded = schedule.from_pure_noise(noise)
+        draws = generator if isinstance(generator, list) else [generator] * len(files)
+        if files and len(draws) != len(files):
+            raise ValueError(f"{len(draws)} generators were given for {len(files)} files")
+        coded = schedule.from_pure_noise(noise := self.noise_schedule())
 
         pictures, drifts = [None] * len(files), [None] * len(files)
         shapes = [(self.latent_shape(file.header.height, file.header.width), file.parameters.channel) for file in files]
@@ -210,12 +213,11 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             prompts, (shape, channel) = [files[i].parameters.prompt for i in group], shapes[group[0]]
             receivers = [Receiver(coded, files[i].parameters, files[i].payload) for i in group]
             ends = self.reverse(coded, channel_of(channel), receivers, shape, prompts, watch)
-            if reconstruction == "flow":
-                walks = [solvers.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
+            if reconstruction == "ancestral":
+                walks = [solvers.ancestral(x_t, t, num_inference_steps, noise, draws[i]) for i, (x_t, t) in zip(group, ends)]
             else:
-                calls = num_inference_steps if reconstruction == "ancestral" else 1
-                draws = generator if isinstance(generator, list) else [generator] * len(files)
-                walks = [solvers.ancestral(x_t, t, calls, noise, draws[i]) for i, (x_t, t) in zip(group, ends)]
+                walks = [solvers.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
+            walks = [dial(walk, realism * (reconstruction != "denoised"), noise) for walk in walks]
             x = self.decode_latent(torch.cat(self.run(walks, prompts, guidance_scale, watch)))
             for i, (x_t, _), picture in zip(group, ends, self.pictures_of(x, [files[i].header for i in group], output_type)):
                 pictures[i], drifts[i] = picture, drift_of(x_t, files[i])
@@ -234,7 +236,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         watch: Watch = None,
     ) -> list[tuple[Tensor, int]]:
         """The coding loop with this model: x_t [1, C, h, w] and t of each picture where its stream ends."""
-        # Shared noise that stands for x_T ~ N(0, I), the same for all pictures
+        # Shared noise that stands for x_T ~ N(0, I)
         x_t = randomness.normals(math.prod(shape), randomness.START, device=self._execution_device)
         x_t = x_t.view(1, *shape).repeat(len(ends), 1, 1, 1)
         error_variance = partial(reference.expected_error, noise, self.error_calibration(), self.variance_head)
@@ -246,7 +248,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         return (self.config.calibration or {}).get("error")
 
     def fingerprint(self, with_head: bool = True, with_calibration: bool = True, fused: bool = False) -> bytes:
-        """Four bytes that tell this model from others: what `LatentCodecMixin.fingerprint` says, the variance head, the calibration."""
+        """Four bytes that tell this model from others, its variance head and its calibration included."""
         head = {"variance_head": self.variance_head} if with_head and self.variance_head is not None else {}
         return super().fingerprint(head, {"error": self.error_calibration() if with_calibration else None}, fused)
 

@@ -31,6 +31,7 @@ from diffusers_compress.contract import PERCO
 from diffusers_compress.diffusion import solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
+from diffusers_compress.diffusion.realism import dial
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.latent_pipeline import LatentCodecMixin
@@ -157,6 +158,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         self,
         bitstreams: bytes | list[bytes],
         num_images: int = 1,
+        realism: float = 1.0,
         num_inference_steps: int = 20,
         guidance_scale: float = 3.0,
         output_type: str = "pil",
@@ -172,6 +174,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             bitstreams: one file or a list.
             num_images: candidates for each file: the first from the file's seed s, the others from s + 1, s + 2, ... They follow one
                 another in the output.
+            realism: in [0, 1], between the mean of all such pictures, as the first call guesses it, and one of them, see `diffusion.realism`.
             num_inference_steps: network calls; published: 20, and 5 above 0.05 bits per pixel.
             guidance_scale: above 1, guidance towards the file's caption; the sketch stays in both branches. Published: 3.
             output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
@@ -181,7 +184,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range, or an untrained model.
         """
-        check_output(num_inference_steps, output_type)
+        check_output(num_inference_steps, output_type, realism)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         self.check_trained()
@@ -197,7 +200,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             seeds = [(files[source][1].seed + i % num_images) & MAX_SEED for i, source in zip(group, sources)]
             grids, texts = zip(*(read[source] for source in sources))
             shape = shapes[sources[0]]
-            x_0 = self.paint(torch.stack(grids), list(texts), seeds, shape, num_inference_steps, guidance_scale, watch)
+            x_0 = self.paint(torch.stack(grids), list(texts), seeds, shape, num_inference_steps, guidance_scale, watch, realism)
             for i, picture in zip(group, self.pictures_of(self.decode_latent(x_0), headers, output_type)):
                 pictures[i] = picture
         return DecompressOutput(images=pictures, notes=notes)
@@ -236,14 +239,14 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         num_inference_steps: int,
         guidance_scale: float,
         watch: Watch = None,
+        realism: float = 1.0,
     ) -> Tensor:
         """x_0 [B, C, h, w] from grids [B, a, b], captions and seeds, in so many network calls."""
         noise, device = self.noise_schedule(), self._execution_device
         x_t = torch.stack([randomness.normals(math.prod(shape), randomness.START, seed).reshape(shape) for seed in seeds])
         z_hat = self.hyper_encoder.decode(grids.to(device), *shape[1:]).float()
-        walks = [
-            solvers.solve(x, noise.alpha.numel() - 1, num_inference_steps, noise, self.scheduler) for x in x_t.to(device).split(1)
-        ]
+        start, starts = noise.alpha.numel() - 1, x_t.to(device).split(1)
+        walks = [dial(solvers.solve(x, start, num_inference_steps, noise, self.scheduler), realism, noise) for x in starts]
         return torch.cat(self.run(walks, texts, guidance_scale, watch, extra_channels=z_hat))
 
     @property

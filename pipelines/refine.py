@@ -35,6 +35,7 @@ from diffusers_compress.codecs.refine.format import MAX_PROMPT_BYTES, MAX_SEED, 
 from diffusers_compress.codecs.refine.paint import Job, Settings, estimated_job, job_of, open_base, paint
 from diffusers_compress.contract import REFINE
 from diffusers_compress.diffusion.families.common import scale_factor_of
+from diffusers_compress.diffusion.realism import blend
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.images import formats
@@ -158,8 +159,8 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
 
         Args:
             bitstreams: one file or a list.
-            realism: 1 for the refined picture; 0 for the best estimate, which is the base (of a JPEG: smoothed within its cells, by one
-                network call); between them a blend of both. The two are kept, so that the same files at another realism come at once.
+            realism: in [0, 1], see `diffusion.realism`: between the best estimate, which is the base (of a JPEG: smoothed within its cells,
+                by one network call), and the refined picture. Both are kept, so that the same files at another realism come at once.
             num_inference_steps: network calls for each tile.
             guidance_scale: above 1, guidance towards the file's prompt.
             preview: the base as its own decoder gives it, without any network.
@@ -173,7 +174,7 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range.
         """
         settings = Settings(num_inference_steps, guidance_scale, projection_interval, tile)
-        check_decompress_arguments(realism, num_inference_steps, output_type)
+        check_output(num_inference_steps, output_type, realism)
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
         files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
         if preview:
@@ -202,7 +203,7 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
         The arguments are those of `compress` and `decompress`. ValueError for animations, broken files and other formats.
         """
         settings = Settings(num_inference_steps, guidance_scale, projection_interval, tile)
-        check_decompress_arguments(realism, num_inference_steps, output_type)
+        check_output(num_inference_steps, output_type, realism)
         files = [files] if isinstance(files, (bytes, bytearray)) else files
         opened = [formats.opened(formats.kind_of(data), data) for data in files]
         jobs = [estimated_job(self, picture, data, seed, prompt) for picture, data in zip(opened, files)]
@@ -213,7 +214,7 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------------ steps
 
     def refined(self, jobs: list[Job], realism: float, settings: Settings, batch_size: int, watch: Watch = None) -> list[Tensor]:
-        """Pictures [3, H, W] in [-1, 1] by Eq. 17 of the survey; estimates and samples are those of the last call if it was the same."""
+        """Pictures [3, H, W] in [-1, 1]; estimates and samples are those of the last call if it was the same."""
         if realism == 0 and not any(job.cells for job in jobs):
             return [job.base for job in jobs]
         key = (
@@ -228,10 +229,4 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
                 for i, pair in zip(group, paint(self, [jobs[i] for i in group], settings, watch)):
                     pairs[i] = pair
             self._refined = key, pairs
-        return [(1 - realism) * estimate + realism * sample for estimate, sample in pairs]
-
-
-def check_decompress_arguments(realism, num_inference_steps, output_type):
-    check_output(num_inference_steps, output_type)
-    if not 0 <= realism <= 1:
-        raise ValueError(f"realism must be from 0 to 1, not {realism}")
+        return [blend(estimate, sample, realism) for estimate, sample in pairs]

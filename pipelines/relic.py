@@ -37,6 +37,7 @@ from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.contract import RELIC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
+from diffusers_compress.diffusion.realism import blend
 from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
@@ -166,8 +167,8 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
 
         Args:
             bitstreams: one file or a list.
-            realism: 1 for the denoised picture, 0 for a preview that calls no diffusion network, the mean that the entropy model
-                expects; between them a blend of both pictures.
+            realism: in [0, 1], between the mean that the entropy model expects, a preview that calls no diffusion network, and the
+                denoised picture, see `diffusion.realism`.
             num_inference_steps: network calls.
             guidance_scale: above 1, guidance towards the file's prompt.
             output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
@@ -177,9 +178,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
         """
-        check_output(num_inference_steps, output_type)
-        if not 0 <= realism <= 1:
-            raise ValueError(f"realism must be from 0 to 1, not {realism}")
+        check_output(num_inference_steps, output_type, realism)
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
         files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
         noise = self.noise_schedule()
@@ -190,16 +189,16 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             headers, parameters, payloads = zip(*[files[i] for i in group])
             read = [self.read_latent(*file, shapes[group[0]], noise) for file in zip(parameters, payloads)]
             y_hat, expected = (torch.stack(column).float().to(self._execution_device) for column in zip(*read))
-            x = 0.0
             if realism < 1:
-                x = (1 - realism) * self.decode_latent(expected).clamp(-1, 1)
+                preview = x = self.decode_latent(expected).clamp(-1, 1)
             if realism > 0:
                 steps, scheduler = num_inference_steps, self.scheduler
                 starts = [(noise.level(own.timestep)[0] * y, own.timestep) for y, own in zip(y_hat.split(1), parameters)]
                 walks = [solvers.solve(x_t, t, steps, noise, scheduler) for x_t, t in starts]
                 x_0 = torch.cat(self.run(walks, [own.prompt for own in parameters], guidance_scale, watch))
-                # Eq. 17 of the survey, in pixels
-                x = x + realism * self.decode_latent(x_0).clamp(-1, 1)
+                sample = x = self.decode_latent(x_0).clamp(-1, 1)
+            if 0 < realism < 1:
+                x = blend(preview, sample, realism)
             for i, picture in zip(group, self.pictures_of(x, headers, output_type)):
                 pictures[i] = picture
         return DecompressOutput(images=pictures, notes=notes)

@@ -48,7 +48,7 @@ Reconstruction = Annotated[
 ]
 Preview = Annotated[bool, typer.Option("--preview", help="A quick picture, in one network call or none.")]
 Realism = Annotated[
-    float | None, typer.Option(show_default="1", help="1 for the denoised picture, 0 for the preview, or a blend of both.")
+    float | None, typer.Option(show_default="1", help="From 0, the picture of least error, to 1, the one with natural texture.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Network calls that finish the picture.")]
 Guidance = Annotated[float | None, typer.Option(help="Above 1: guidance towards the prompt in the file. Default: the codec's.")]
