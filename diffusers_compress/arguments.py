@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from diffusers_compress.format.container import Header
 
@@ -43,10 +44,28 @@ def check_choice(name: str, value: str, permitted: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(permitted)}, not {value!r}")
 
 
-def check_output(num_inference_steps: int, output_type: str, realism: float = 1.0) -> None:
+def check_positive(name: str, value: int) -> None:
+    """ValueError unless the value is at least 1."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def check_walk(num_inference_steps: int, realism: float = 1.0) -> None:
     """ValueError for an argument of `decompress` out of its range."""
+    check_positive("num_inference_steps", num_inference_steps)
     if not 0 <= realism <= 1:
         raise ValueError(f"realism must be from 0 to 1, not {realism}")
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+
+
+def check_output_type(output_type: str) -> None:
+    """ValueError for an argument of `decompress` out of its range."""
     check_choice("output_type", output_type, ("pil", "np", "pt"))
+
+
+def generators_of(generator: Any, count: int) -> list:
+    """A random generator, or None, for each file. ValueError if a list has not as many."""
+    if not isinstance(generator, list):
+        return [generator] * count
+    if count and len(generator) != count:
+        raise ValueError(f"{len(generator)} generators were given for {count} files")
+    return generator

@@ -106,7 +106,12 @@ class ImageCodec(Protocol):
             image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
             target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
             max_bytes: size in bytes that no file exceeds.
+            fidelity: in (0, 1], on the codec's own scale.
+            prompt: one for all or one for each picture.
             batch_size: pictures of like size that go through the networks together at most.
+
+        Raises:
+            ValueError: for an argument out of its range, or a size that the picture's smallest file exceeds.
         """
         ...
 

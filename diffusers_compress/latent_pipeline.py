@@ -10,7 +10,7 @@ from diffusers_compress.diffusion import families, schedule, solvers
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.format.container import Header
-from diffusers_compress.pipeline import CodecMixin, Watch, check_finite, groups_of
+from diffusers_compress.pipeline import CodecMixin, Picture, Watch, check_finite, groups_of
 
 # What a pipeline may lack: families differ in their components, and most models have none of ours.
 FAMILY_COMPONENTS = [
@@ -24,10 +24,10 @@ class LatentCodecMixin(CodecMixin):
     _exclude_from_cpu_offload = ["hyperprior", "parameter_network", "hyper_encoder"]  # small, and read outside their forward
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
-    def encode_groups(self, tensors: list[Tensor], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+    def encode_groups(self, pictures: list[Picture], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Pictures of like size, in batches: their indices i, and their scaled latents [B, C, h, w]."""
-        for group in groups_of(batch_size, [self.latent_shape(*x.shape[1:]) for x in tensors]):
-            yield group, torch.cat([self.encode_picture(self.pad(tensors[i])[None]) for i in group])
+        for group in groups_of(batch_size, [self.latent_shape(*picture.x.shape[1:]) for picture in pictures]):
+            yield group, torch.cat([self.encode_picture(self.pad(pictures[i].x)[None]) for i in group])
 
     def run(
         self,

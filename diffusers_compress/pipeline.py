@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self, TypedDict
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -16,14 +16,66 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusers_compress import hub, images, loading
-from diffusers_compress.contract import name_of
+from diffusers_compress.arguments import check_output_type, check_rates, permitted_bytes
+from diffusers_compress.contract import CODECS, known_numbers, name_of
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.fingerprint import has_adapters
 from diffusers_compress.format.container import Header
-from diffusers_compress.format.limits import Limits
+from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.outputs import CompressOutput, RoundTripOutput
 
-Watch = Callable[[int, int, dict[str, Tensor]], None] | None
+Callback = Callable | PipelineCallback | MultiPipelineCallbacks | None  # as diffusers' pipelines take it
+Watch = Callable[[int, int, dict[str, Tensor]], None] | None  # the same for us: of the step's number, its timestep, its tensors
+
+
+class Rate(TypedDict, total=False):
+    """What `compress` of every codec with a rate takes: at most one of these, see `contract.ImageCodec`."""
+
+    target_bpp: float | None
+    max_bytes: int | None
+
+
+class Decoding(TypedDict, total=False):
+    """What `decompress` of every codec takes, see `contract.ImageCodec`."""
+
+    output_type: str
+    allow_other_model: bool
+    limits: Limits
+    batch_size: int
+    callback_on_step_end: Callback
+    callback_on_step_end_tensor_inputs: list[str]
+
+
+class Picture(NamedTuple):
+    """A picture that `compress` makes a file of.
+
+    Args:
+        header: its file's, without parameters.
+        x: samples [3, H, W] in [-1, 1].
+        max_bytes: that its file may have; infinite without a rate in bits.
+        notes: what of it the codec does not carry.
+    """
+
+    header: Header
+    x: Tensor
+    max_bytes: float
+    notes: list[str]
+
+
+class Files(NamedTuple):
+    """The files that `decompress` makes pictures of, and how.
+
+    Args:
+        contents: what the codec read of each, the header first.
+        notes: on each file.
+    """
+
+    contents: list[Any]
+    notes: list[list[str]]
+    output_type: str
+    limits: Limits
+    batch_size: int
+    watch: Watch
 
 
 def undisturbed(call: Callable) -> Callable:
@@ -46,13 +98,26 @@ def undisturbed(call: Callable) -> Callable:
     return alone
 
 
+def explicit(method: Callable, shared: Callable) -> Callable:
+    """The method, with a signature that names what it passes on to `shared` as **: for `help`, and for who asks what it takes."""
+    own = inspect.signature(method)
+    named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    if len(named) < len(own.parameters):
+        passed_on = [
+            parameter for parameter in inspect.signature(shared).parameters.values() if parameter.kind is parameter.KEYWORD_ONLY
+        ]
+        method.__signature__ = own.replace(parameters=[*named, *passed_on])
+    return method
+
+
 def round_trip(codec: type) -> Callable:
     """`__call__` of a codec: `compress`, then `decompress` of those files. It takes the arguments of both; each gets those that it has."""
     sides = [inspect.signature(side).parameters for side in (codec.compress, codec.decompress)]
     compressing, decompressing = (list(side)[2:] for side in sides)  # without self and the image or file
     kinds = {**sides[0], **{name: sides[1][name] for name in decompressing}}
     kinds["return_dict"] = inspect.Parameter("return_dict", inspect.Parameter.KEYWORD_ONLY, default=True, annotation=bool)
-    signature = inspect.Signature(list(kinds.values()), return_annotation=RoundTripOutput | tuple)
+    ordered = sorted(kinds.values(), key=lambda parameter: parameter.kind)  # those that have a place before the others
+    signature = inspect.Signature(ordered, return_annotation=RoundTripOutput | tuple)
 
     def call(*arguments, **options):
         given = signature.bind(*arguments, **options).arguments  # TypeError for an argument of neither
@@ -70,7 +135,7 @@ def round_trip(codec: type) -> Callable:
 
 
 class CodecMixin:
-    """For a `DiffusionPipeline` that codes pictures."""
+    """For a `DiffusionPipeline` that codes pictures. Its `compress` and `decompress` run `undisturbed`, `__call__` does both."""
 
     _callback_tensor_inputs = ["latents", "noise_pred"]
 
@@ -79,6 +144,8 @@ class CodecMixin:
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         if "compress" in vars(cls):
+            cls.compress = undisturbed(explicit(cls.compress, cls.read_pictures))
+            cls.decompress = undisturbed(explicit(cls.decompress, cls.read_files))
             cls.__call__ = round_trip(cls)
 
     @classmethod
@@ -154,20 +221,46 @@ class CodecMixin:
 
     # -------------------------------------------------------------------------------------------------- from pictures to files
 
-    def read_pictures(self, image: PipelineImageInput, codec: int) -> tuple[list[Header], list[Tensor], list[list[str]]]:
-        """Of each picture the header without parameters, its samples [3, H, W] in [-1, 1], and what the codec does not carry."""
-        read, identity = [images.to_tensor(picture) for picture in images.as_list(image)], self.fingerprint()
-        headers = [Header(codec, x.shape[2], x.shape[1], identity, b"") for x, _ in read]
-        return headers, [x for x, _ in read], [notes for _, notes in read]
+    def read_pictures(
+        self,
+        codec: int,
+        image: PipelineImageInput,
+        own_rates: dict[str, float | None] = {},
+        *,
+        target_bpp: float | None = None,
+        max_bytes: int | None = None,
+    ) -> list[Picture]:
+        """What `compress` starts from. ValueError for rates out of their range, or more or fewer of them than the codec takes."""
+        row = CODECS[known_numbers()[codec]]
+        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes, **own_rates}, required=row.rate == "required")
+        pictures, identity = [], self.fingerprint()
+        for picture in images.as_list(image):
+            x, notes = images.to_tensor(picture)
+            header = Header(codec, x.shape[2], x.shape[1], identity, b"")
+            pictures.append(Picture(header, x, permitted_bytes(header, target_bpp, max_bytes), notes))
+        return pictures
 
     # -------------------------------------------------------------------------------------------------- from files to pictures
 
     def read_files(
-        self, read: Callable, bitstreams: bytes | list[bytes], limits: Limits, allow_other_model: bool
-    ) -> tuple[list, list[list[str]]]:
-        """What read(data, limits) makes of each file, the header first, and notes on the files. BitstreamError by kind."""
+        self,
+        read: Callable,
+        bitstreams: bytes | list[bytes],
+        *,
+        output_type: str = "pil",
+        allow_other_model: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
+        batch_size: int = 8,
+        callback_on_step_end: Callback = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> Files:
+        """What `decompress` starts from: what read(data, limits) makes of each file, and the rest as it is used. BitstreamError by kind;
+        ValueError for an argument out of its range."""
+        check_output_type(output_type)
+        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
         files = [read(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
-        return files, self.check_model([header for header, *_ in files], allow_other_model)
+        notes = self.check_model([header for header, *_ in files], allow_other_model)
+        return Files(files, notes, output_type, limits, batch_size, watch)
 
     def pictures_of(self, x: Tensor, headers: list[Header], output_type: str) -> list:
         """Decoded samples [B, 3, H, W], about [-1, 1], as pictures of the files' own sizes."""
@@ -176,8 +269,8 @@ class CodecMixin:
             for picture, header in zip(x, headers)
         ]
 
-    def watch(self, callback: Callable | None, names: list[str]) -> Watch:
-        """`callback_on_step_end` as a function of (number of the step, timestep, tensors); ValueError for names that it cannot have."""
+    def watch(self, callback: Callback, names: list[str]) -> Watch:
+        """`callback_on_step_end` as we call it; ValueError for names of tensors that it cannot have."""
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             names = callback.tensor_inputs
         if unknown := set(names) - set(self._callback_tensor_inputs):
@@ -246,10 +339,10 @@ class CodecMixin:
         )
 
 
-def compressed(files: list[bytes], headers: list[Header], notes: list[list[str]]) -> CompressOutput:
+def compressed(files: list[bytes], pictures: list[Picture]) -> CompressOutput:
     """The output of `compress`."""
-    bpp = [8 * len(file) / (header.width * header.height) for file, header in zip(files, headers)]
-    return CompressOutput(bitstreams=files, bpp=bpp, notes=notes)
+    bpp = [8 * len(file) / (picture.header.width * picture.header.height) for file, picture in zip(files, pictures)]
+    return CompressOutput(bitstreams=files, bpp=bpp, notes=[picture.notes for picture in pictures])
 
 
 def check_finite(x: Tensor, what: str) -> Tensor:

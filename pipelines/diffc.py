@@ -11,8 +11,8 @@ sides know how large the denoiser's error is at each frequency (`reference`).
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
+from typing import Unpack
 
 import torch
 from diffusers import (
@@ -26,16 +26,16 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from diffusers_compress.arguments import check_choice, check_output, check_rates, permitted_bytes, prompts_of
-from diffusers_compress.codecs.diffc import drift, loop, rate, reference
+from diffusers_compress.arguments import check_choice, check_walk, generators_of, prompts_of
+from diffusers_compress.codecs.diffc import drift, loop, reference
 from diffusers_compress.codecs.diffc.ends import Channel, Receiver, Sender, drift_of
 from diffusers_compress.codecs.diffc.format import MAX_PROMPT_BYTES, MAX_STEPS, Parameters, read_file
+from diffusers_compress.codecs.diffc.rate import down_to, within
 from diffusers_compress.coding import randomness
 from diffusers_compress.coding.channels import CHANNELS, channel_of
 from diffusers_compress.contract import DIFFC
@@ -43,11 +43,10 @@ from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.realism import dial
 from diffusers_compress.diffusion.schedule import NoiseSchedule
-from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.variance_head import VarianceHead
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import Watch, compressed, groups_of, undisturbed
+from diffusers_compress.pipeline import Callback, Decoding, Rate, Watch, compressed, groups_of
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
 
@@ -102,68 +101,61 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
-    @undisturbed
     def compress(
         self,
         image: PipelineImageInput,
-        target_bpp: float | None = None,
-        max_bytes: int | None = None,
         fidelity: float | None = None,
         prompt: str | list[str] = "",
         num_coding_steps: int = 12,
         coder: str = "trellis",
         batch_size: int = 8,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: Callback = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        **rate: Unpack[Rate],
     ) -> CompressOutput:
         """Pictures to files.
 
         Args:
-            image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
-            target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
-            max_bytes: size in bytes that no file exceeds.
-            fidelity: in (0, 1]; the stream ends at about the timestep (1 - fidelity) (T - 1), not below it. Exactly one of these three.
+            image: one or a list, of any sizes: PIL pictures, numpy arrays [H, W, C] or tensors [C, H, W] (see `images.to_tensor`).
+            fidelity: in (0, 1]; the stream ends at about the timestep (1 - fidelity) (T - 1), not below it.
             prompt: one for all or one for each picture; stored in the file.
             num_coding_steps: 1 to 256, each a network call (but the first, unless the model knows pure noise). A file so small that a
                 step would have less than 64 bits has fewer; with `fidelity` it is the number for an average picture.
             coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU a second a step or more; or "poisson",
                 the published coder.
             batch_size: pictures of like size that go through the network together at most.
-            callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the named
-                tensors, of "latents", x_t, and "noise_pred", the network's output. What it returns counts for nothing.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: as in `decompress`.
+            rate: `target_bpp` or `max_bytes`, which no file exceeds, if not `fidelity`.
 
         Raises:
             ValueError: for an argument out of its range, or a size that even an empty file exceeds.
         """
-        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity})
         check_choice("coder", coder, CHANNELS)
         if not 1 <= num_coding_steps <= MAX_STEPS:
             raise ValueError(f"num_coding_steps must be from 1 to {MAX_STEPS}, not {num_coding_steps}")
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        headers, tensors, notes = self.read_pictures(image, DIFFC)
-        prompts = prompts_of(prompt, len(tensors), MAX_PROMPT_BYTES)
+        pictures = self.read_pictures(DIFFC, image, {"fidelity": fidelity}, **rate)
+        prompts = prompts_of(prompt, len(pictures), MAX_PROMPT_BYTES)
         noise, number = schedule.from_pure_noise(self.noise_schedule()), CHANNELS[coder].number
 
-        files = [b""] * len(tensors)
-        for group, x_0 in self.encode_groups(tensors, batch_size):
+        files = [b""] * len(pictures)
+        for group, x_0 in self.encode_groups(pictures, batch_size):
             senders = []
             for i, x in zip(group, x_0.split(1)):
-                parameters = Parameters(number, 0, prompt=prompts[i])
+                header, parameters = pictures[i].header, Parameters(number, 0, prompt=prompts[i])
                 if fidelity is None:
-                    size = permitted_bytes(headers[i], target_bpp, max_bytes)
-                    control = rate.within(size, noise, headers[i], parameters, num_coding_steps)
+                    control = within(pictures[i].max_bytes, noise, header, parameters, num_coding_steps)
                 else:
                     t = noise.timestep_of(fidelity)
                     bits = reference.expected_bits(self.error_calibration(), x.shape[1:], float(noise.snr[t]))
-                    control = rate.down_to(t, noise, headers[i], parameters, num_coding_steps, bits)
+                    control = down_to(t, noise, header, parameters, num_coding_steps, bits)
                 senders.append(Sender(x, control))
             ends = self.reverse(noise, channel_of(number), senders, x_0.shape[1:], [prompts[i] for i in group], watch)
             for i, sender, (x_t, _) in zip(group, senders, ends):
                 sender.end_at(x_t)
                 files[i] = sender.file()
-        return compressed(files, headers, notes)
+        return compressed(files, pictures)
 
-    @undisturbed
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
@@ -172,12 +164,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         num_inference_steps: int = 10,
         guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "pil",
-        allow_other_model: bool = False,
-        limits: Limits = DEFAULT_LIMITS,
-        batch_size: int = 8,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
@@ -188,8 +175,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             realism: in [0, 1], between that mean and the reconstruction, see `diffusion.realism`.
             num_inference_steps: network calls of "flow" and "ancestral".
             guidance_scale: above 1, guidance towards the file's prompt, in the reconstruction alone.
-            output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
-                codec, see `contract.ImageCodec.decompress`.
+            shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`.
 
         Warns:
             RuntimeWarning: if the latent at a stream's end differs from the sender's, as `drift` in the result tells.
@@ -199,27 +185,26 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range.
         """
         check_choice("reconstruction", reconstruction, RECONSTRUCTIONS)
-        check_output(num_inference_steps, output_type, realism)
-        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
-        draws = generator if isinstance(generator, list) else [generator] * len(files)
-        if files and len(draws) != len(files):
-            raise ValueError(f"{len(draws)} generators were given for {len(files)} files")
-        coded = schedule.from_pure_noise(noise := self.noise_schedule())
+        check_walk(num_inference_steps, realism)
+        opened = self.read_files(read_file, bitstreams, **shared)
+        files, notes, watch = opened.contents, opened.notes, opened.watch
+        generators, noise = generators_of(generator, len(files)), self.noise_schedule()
+        coded = schedule.from_pure_noise(noise)
 
         pictures, drifts = [None] * len(files), [None] * len(files)
         shapes = [(self.latent_shape(file.header.height, file.header.width), file.parameters.channel) for file in files]
-        for group in groups_of(batch_size, shapes):
+        for group in groups_of(opened.batch_size, shapes):
             prompts, (shape, channel) = [files[i].parameters.prompt for i in group], shapes[group[0]]
             receivers = [Receiver(coded, files[i].parameters, files[i].payload) for i in group]
             ends = self.reverse(coded, channel_of(channel), receivers, shape, prompts, watch)
             if reconstruction == "ancestral":
-                walks = [solvers.ancestral(x_t, t, num_inference_steps, noise, draws[i]) for i, (x_t, t) in zip(group, ends)]
+                walks = [solvers.ancestral(x_t, t, num_inference_steps, noise, generators[i]) for i, (x_t, t) in zip(group, ends)]
             else:
                 walks = [solvers.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
             walks = [dial(walk, realism * (reconstruction != "denoised"), noise) for walk in walks]
             x = self.decode_latent(torch.cat(self.run(walks, prompts, guidance_scale, watch)))
-            for i, (x_t, _), picture in zip(group, ends, self.pictures_of(x, [files[i].header for i in group], output_type)):
+            decoded = self.pictures_of(x, [files[i].header for i in group], opened.output_type)
+            for i, (x_t, _), picture in zip(group, ends, decoded):
                 pictures[i], drifts[i] = picture, drift_of(x_t, files[i])
                 notes[i] += [*files[i].notes(), *drift.notes(drifts[i])]
         return DecompressOutput(images=pictures, notes=notes, drift=drifts)

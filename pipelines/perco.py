@@ -11,18 +11,17 @@ The file is small whatever the picture: the grid has so many cells per pixel, an
 import math
 import os
 from collections.abc import Callable
-from typing import Self
+from typing import Self, Unpack
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_compress import images
-from diffusers_compress.arguments import check_output, check_rates, permitted_bytes, prompts_of
+from diffusers_compress.arguments import check_positive, check_walk, prompts_of
 from diffusers_compress.codecs.perco.format import MAX_SEED, WORDS, Parameters, read_file
 from diffusers_compress.codecs.perco.payload import bits_of, smallest_file, unpack_payload
 from diffusers_compress.coding import randomness
@@ -38,7 +37,7 @@ from diffusers_compress.latent_pipeline import LatentCodecMixin
 from diffusers_compress.models import adapter
 from diffusers_compress.models.hyper_encoder import HyperEncoder
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import Watch, compressed, groups_of, undisturbed
+from diffusers_compress.pipeline import Decoding, Rate, Watch, compressed, groups_of
 
 UNTRAINED = (
     "this folder has no hyper-encoder, or a UNet that does not see its features: PerCo needs a model that was trained for it. "
@@ -103,57 +102,52 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
-    @undisturbed
     def compress(
         self,
         image: PipelineImageInput,
-        target_bpp: float | None = None,
-        max_bytes: int | None = None,
         prompt: str | list[str] = "",
         captioner: Callable | None = None,
         seed: int = 0,
         batch_size: int = 8,
+        **rate: Unpack[Rate],
     ) -> CompressOutput:
         """Pictures to files. The model's grid decides their size; a caption adds to it.
 
         Args:
-            image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
-            target_bpp: bits per pixel that no file may exceed, 8 * bytes / (width * height).
-            max_bytes: size in bytes that no file may exceed. At most one of these two.
+            image: one or a list, of any sizes: PIL pictures, numpy arrays [H, W, C] or tensors [C, H, W] (see `images.to_tensor`).
             prompt: the caption, one for all or one for each picture; it costs nothing if empty.
             captioner: makes the captions instead: a function from a list of PIL pictures to texts, such as `captions.load_captioner`'s.
             seed: of the noise that a decoder starts from, 0 to 2**32 - 1; stored in the file.
             batch_size: pictures of like size that go through the networks together at most.
+            rate: `target_bpp` or `max_bytes`, which no file may exceed; neither need be given.
 
         Raises:
             ValueError: for an argument out of its range, an untrained model, or a file that exceeds its permitted size.
         """
-        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes}, required=False)
         if seed not in range(MAX_SEED + 1):
             raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, not {seed}")
         self.check_trained()
-        headers, tensors, notes = self.read_pictures(image, PERCO)
-        prompts = prompts_of(prompt, len(tensors), DEFAULT_LIMITS.prompt_bytes)
+        pictures = self.read_pictures(PERCO, image, **rate)
+        prompts = prompts_of(prompt, len(pictures), DEFAULT_LIMITS.prompt_bytes)
         if captioner is not None:
             if any(prompts):
                 raise ValueError("give prompt or captioner, not both")
-            prompts = captioner([images.to_output(x[None])[0] for x in tensors])
+            prompts = captioner([images.to_output(picture.x[None])[0] for picture in pictures])
 
-        files = [b""] * len(tensors)
-        with self.labelled_bar("pictures", len(tensors)) as bar:
-            for group, x_0 in self.encode_groups(tensors, batch_size):
+        files = [b""] * len(pictures)
+        with self.labelled_bar("pictures", len(pictures)) as bar:
+            for group, x_0 in self.encode_groups(pictures, batch_size):
                 for i, grid in zip(group, self.hyper_encoder.encode(x_0).cpu().numpy()):
-                    files[i] = smallest_file(headers[i], grid, prompts[i], seed, self.hyper_encoder, self.tokenizer)
-                    limit = permitted_bytes(headers[i], target_bpp, max_bytes)
+                    header, limit = pictures[i].header, pictures[i].max_bytes
+                    files[i] = smallest_file(header, grid, prompts[i], seed, self.hyper_encoder, self.tokenizer)
                     if len(files[i]) > limit:
                         raise ValueError(
-                            f"a {headers[i].width}x{headers[i].height} picture may take {int(limit)} bytes here; with this model's grid of "
+                            f"a {header.width}x{header.height} picture may take {int(limit)} bytes here; with this model's grid of "
                             f"{grid.shape[1]}x{grid.shape[0]} cells and its caption the file has {len(files[i])}"
                         )
                     bar.update()
-        return compressed(files, headers, notes)
+        return compressed(files, pictures)
 
-    @undisturbed
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
@@ -161,12 +155,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         realism: float = 1.0,
         num_inference_steps: int = 20,
         guidance_scale: float = 3.0,
-        output_type: str = "pil",
-        allow_other_model: bool = False,
-        limits: Limits = DEFAULT_LIMITS,
-        batch_size: int = 8,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
@@ -177,33 +166,36 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             realism: in [0, 1], between the mean of all such pictures, as the first call guesses it, and one of them, see `diffusion.realism`.
             num_inference_steps: network calls; published: 20, and 5 above 0.05 bits per pixel.
             guidance_scale: above 1, guidance towards the file's caption; the sketch stays in both branches. Published: 3.
-            output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
-                codec, see `contract.ImageCodec.decompress`. The codebook must be the file's own.
+            shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`. The
+                codebook must be the file's own.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range, or an untrained model.
         """
-        check_output(num_inference_steps, output_type, realism)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, not {num_images}")
+        check_walk(num_inference_steps, realism)
+        check_positive("num_images", num_images)
         self.check_trained()
-        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
+        opened = self.read_files(read_file, bitstreams, **shared)
+        files = opened.contents
         shapes = [self.latent_shape(header.height, header.width) for header, *_ in files]
-        read = [self.read_payload(payload, parameters, shape, limits) for (_, parameters, payload), shape in zip(files, shapes)]
+        read = [
+            self.read_payload(payload, parameters, shape, opened.limits) for (_, parameters, payload), shape in zip(files, shapes)
+        ]
 
         pictures = [None] * len(files) * num_images
-        for group in groups_of(batch_size, [shape for shape in shapes for _ in range(num_images)]):
+        for group in groups_of(opened.batch_size, [shape for shape in shapes for _ in range(num_images)]):
             sources = [i // num_images for i in group]
             headers = [files[source][0] for source in sources]
             seeds = [(files[source][1].seed + i % num_images) & MAX_SEED for i, source in zip(group, sources)]
             grids, texts = zip(*(read[source] for source in sources))
             shape = shapes[sources[0]]
-            x_0 = self.paint(torch.stack(grids), list(texts), seeds, shape, num_inference_steps, guidance_scale, watch, realism)
-            for i, picture in zip(group, self.pictures_of(self.decode_latent(x_0), headers, output_type)):
+            x_0 = self.paint(
+                torch.stack(grids), list(texts), seeds, shape, num_inference_steps, guidance_scale, opened.watch, realism
+            )
+            for i, picture in zip(group, self.pictures_of(self.decode_latent(x_0), headers, opened.output_type)):
                 pictures[i] = picture
-        return DecompressOutput(images=pictures, notes=notes)
+        return DecompressOutput(images=pictures, notes=opened.notes)
 
     # ------------------------------------------------------------------------------------------------------------ steps
 

@@ -9,8 +9,8 @@ The file holds the base file byte for byte and the error of each channel of its 
 JPEG the quantization cells of its coefficients, of others the low frequencies.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Unpack
 
 from diffusers import (
     AutoencoderDC,
@@ -23,25 +23,23 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress import images
-from diffusers_compress.arguments import check_choice, check_output, check_rates, permitted_bytes, prompts_of
+from diffusers_compress.arguments import check_choice, check_output_type, check_walk, prompts_of
 from diffusers_compress.codecs.refine.format import MAX_PROMPT_BYTES, MAX_SEED, Parameters, code_of, read_file
 from diffusers_compress.codecs.refine.paint import Job, Settings, estimated_job, job_of, open_base, paint
 from diffusers_compress.contract import REFINE
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.realism import blend
 from diffusers_compress.format import container
-from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.images import formats
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import Watch, compressed, groups_of, undisturbed
+from diffusers_compress.pipeline import Decoding, Rate, Watch, compressed, groups_of, undisturbed
 
 
 class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
@@ -90,70 +88,60 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
-    @undisturbed
     def compress(
         self,
         image: PipelineImageInput,
-        target_bpp: float | None = None,
-        max_bytes: int | None = None,
         fidelity: float | None = None,
         prompt: str | list[str] = "",
         base: str = "jpeg",
         seed: int = 0,
         batch_size: int = 8,
+        **rate: Unpack[Rate],
     ) -> CompressOutput:
         """Pictures to files.
 
         Args:
-            image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
-            target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
-            max_bytes: size in bytes that no file exceeds.
-            fidelity: in (0, 1]; the place on the base codec's own scale of qualities. Exactly one of these three.
+            image: one or a list, of any sizes: PIL pictures, numpy arrays [H, W, C] or tensors [C, H, W] (see `images.to_tensor`).
+            fidelity: in (0, 1]; the place on the base codec's own scale of qualities.
             prompt: one for all or one for each picture; stored in the file.
             base: "jpeg", "webp", "avif", "jxl" or "jpeg2000".
             seed: of the noise that a decoder adds, 0 to 2**32 - 1; stored in the file.
             batch_size: pictures of like size that go through the autoencoder together at most.
+            rate: `target_bpp` or `max_bytes`, which no file exceeds, if not `fidelity`.
 
         Raises:
             ValueError: for an argument out of its range, or a size that even the smallest file exceeds.
         """
-        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity})
         check_choice("base", base, formats.FORMATS)
         if seed not in range(MAX_SEED + 1):
             raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, not {seed}")
-        headers, tensors, notes = self.read_pictures(image, REFINE)
-        prompts = prompts_of(prompt, len(tensors), MAX_PROMPT_BYTES)
+        pictures = self.read_pictures(REFINE, image, {"fidelity": fidelity}, **rate)
+        prompts = prompts_of(prompt, len(pictures), MAX_PROMPT_BYTES)
 
-        files = [b""] * len(tensors)
-        with self.labelled_bar("pictures", len(tensors)) as bar:
-            for group, x_0 in self.encode_groups(tensors, batch_size):
+        files = [b""] * len(pictures)
+        with self.labelled_bar("pictures", len(pictures)) as bar:
+            for group, x_0 in self.encode_groups(pictures, batch_size):
                 for i, x in zip(group, x_0):
+                    header, samples, limit, _ = pictures[i]
                     parameters = Parameters(base, [0] * len(x), seed, prompts[i])
-                    overhead = container.overhead(replace(headers[i], parameters=parameters.to_bytes()))
-                    picture, limit = images.to_output(tensors[i][None])[0], permitted_bytes(headers[i], target_bpp, max_bytes)
-                    data = formats.encoded(base, picture, fidelity, limit, overhead)
+                    overhead = container.overhead(replace(header, parameters=parameters.to_bytes()))
+                    data = formats.encoded(base, images.to_output(samples[None])[0], fidelity, limit, overhead)
                     y = self.encode_picture(self.pad(formats.as_stored(formats.opened(base, data)))[None])[0]
                     parameters.errors = [code_of(error) for error in (y - x).square().mean((1, 2)).sqrt().tolist()]
-                    files[i] = container.pack(replace(headers[i], parameters=parameters.to_bytes()), data)
+                    files[i] = container.pack(replace(header, parameters=parameters.to_bytes()), data)
                     bar.update()
-        return compressed(files, headers, notes)
+        return compressed(files, pictures)
 
-    @undisturbed
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
+        preview: bool = False,
         realism: float = 1.0,
         num_inference_steps: int = 8,
         guidance_scale: float = 1.0,
-        preview: bool = False,
         projection_interval: int = 2,
         tile: int = 1024,
-        output_type: str = "pil",
-        allow_other_model: bool = False,
-        limits: Limits = DEFAULT_LIMITS,
-        batch_size: int = 8,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
@@ -166,22 +154,21 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
             preview: the base as its own decoder gives it, without any network.
             projection_interval: of a JPEG, calls between two projections onto its cells, each of which takes the autoencoder thrice.
             tile: pictures with a longer side are refined in overlapping tiles of this side, a multiple of 64 from 128 on.
-            output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
-                codec, see `contract.ImageCodec.decompress`.
+            shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
         """
         settings = Settings(num_inference_steps, guidance_scale, projection_interval, tile)
-        check_output(num_inference_steps, output_type, realism)
-        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
+        check_walk(num_inference_steps, realism)
+        files = self.read_files(read_file, bitstreams, **shared)
         if preview:
-            pictures = [formats.as_stored(open_base(*file)) for file in files]
+            pictures = [formats.as_stored(open_base(*file)) for file in files.contents]
         else:
-            pictures = self.refined([job_of(*file, self.family.channels) for file in files], realism, settings, batch_size, watch)
-        return DecompressOutput(images=[images.to_output(x[None], output_type)[0] for x in pictures], notes=notes)
+            jobs = [job_of(*file, self.family.channels) for file in files.contents]
+            pictures = self.refined(jobs, realism, settings, files.batch_size, files.watch)
+        return DecompressOutput(images=[images.to_output(x[None], files.output_type)[0] for x in pictures], notes=files.notes)
 
     @undisturbed
     def refine(
@@ -203,7 +190,8 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
         The arguments are those of `compress` and `decompress`. ValueError for animations, broken files and other formats.
         """
         settings = Settings(num_inference_steps, guidance_scale, projection_interval, tile)
-        check_output(num_inference_steps, output_type, realism)
+        check_walk(num_inference_steps, realism)
+        check_output_type(output_type)
         files = [files] if isinstance(files, (bytes, bytearray)) else files
         opened = [formats.opened(formats.kind_of(data), data) for data in files]
         jobs = [estimated_job(self, picture, data, seed, prompt) for picture, data in zip(opened, files)]

@@ -8,7 +8,7 @@ between Gaussian Diffusion Models and Universal Quantization for Image Compressi
 """
 
 import math
-from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from diffusers import (
@@ -22,13 +22,12 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from diffusers_compress.arguments import check_choice, check_output, check_rates, permitted_bytes, prompts_of
+from diffusers_compress.arguments import check_choice, check_walk, prompts_of
 from diffusers_compress.codecs.relic.format import MAX_PROMPT_BYTES, MODEL_NUMBERS, ROUNDINGS, Parameters, read_file, step_number
 from diffusers_compress.codecs.relic.quantizer import Quantizer
 from diffusers_compress.codecs.relic.rate import RateSearch
@@ -39,11 +38,10 @@ from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.realism import blend
 from diffusers_compress.errors import Corrupt, WrongModel
-from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import compressed, groups_of, undisturbed
+from diffusers_compress.pipeline import Decoding, Rate, compressed, groups_of
 
 AFFINE_SHARE = 32  # a file must be so many times as large as its scales and shifts, 12 bits a channel, to have them
 
@@ -100,68 +98,58 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
-    @undisturbed
     def compress(
         self,
         image: PipelineImageInput,
-        target_bpp: float | None = None,
-        max_bytes: int | None = None,
         fidelity: float | None = None,
         prompt: str | list[str] = "",
         rounding: str = "dithered",
         entropy_model: str | None = None,
         batch_size: int = 8,
+        **rate: Unpack[Rate],
     ) -> CompressOutput:
-        """Pictures to files.
+        """Pictures to files. The diffusion network is not called.
 
         Args:
-            image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any sizes.
-            target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
-            max_bytes: size in bytes that no file exceeds.
-            fidelity: in (0, 1]; the step width belongs to the timestep (1 - fidelity) (T - 1). Exactly one of these three.
+            image: one or a list, of any sizes: PIL pictures, numpy arrays [H, W, C] or tensors [C, H, W] (see `images.to_tensor`).
+            fidelity: in (0, 1]; the step width belongs to the timestep (1 - fidelity) (T - 1).
             prompt: one for all or one for each picture; stored in the file.
             rounding: "dithered" (universal quantization: the error is noise, whatever the picture), or "plain".
             entropy_model: "hyperprior" or "adaptive"; default: the hyperprior if the pipeline has one.
             batch_size: pictures of like size that go through the autoencoder together at most.
+            rate: `target_bpp` or `max_bytes`, which no file exceeds, if not `fidelity`.
 
         Raises:
             ValueError: for an argument out of its range, or a size that even the coarsest file exceeds.
         """
-        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes, "fidelity": fidelity})
         check_choice("rounding", rounding, ROUNDINGS)
         model, noise = self.entropy_model(entropy_model), self.noise_schedule()
-        headers, tensors, notes = self.read_pictures(image, RELIC)
-        prompts = prompts_of(prompt, len(tensors), MAX_PROMPT_BYTES)
+        pictures = self.read_pictures(RELIC, image, {"fidelity": fidelity}, **rate)
+        prompts = prompts_of(prompt, len(pictures), MAX_PROMPT_BYTES)
 
-        files = [b""] * len(tensors)
-        with self.labelled_bar("pictures", len(tensors)) as bar:
-            for group, x_0 in self.encode_groups(tensors, batch_size):
+        files = [b""] * len(pictures)
+        with self.labelled_bar("pictures", len(pictures)) as bar:
+            for group, x_0 in self.encode_groups(pictures, batch_size):
                 for i, x in zip(group, x_0.cpu()):
-                    size = permitted_bytes(headers[i], target_bpp, max_bytes)
+                    size = pictures[i].max_bytes
                     network = self.parameter_network if size >= AFFINE_SHARE * 12 * len(x) / 8 else None
                     parameters = Parameters(model.number, rounding == "dithered", 0, 0, model.tables, None, prompt=prompts[i])
-                    search = RateSearch(x, headers[i], parameters, noise, model, self.statistics(), network)
+                    search = RateSearch(x, pictures[i].header, parameters, noise, model, self.statistics(), network)
                     if fidelity is None:
                         files[i] = search.within(size)
                     else:
                         width = math.sqrt(12) / float(noise.ratio[noise.timestep_of(fidelity)])  # D^2 / 12 = sigma^2 / alpha^2
                         files[i] = search.data(step_number(width))
                     bar.update()
-        return compressed(files, headers, notes)
+        return compressed(files, pictures)
 
-    @undisturbed
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
         realism: float = 1.0,
         num_inference_steps: int = 5,
         guidance_scale: float = 1.0,
-        output_type: str = "pil",
-        allow_other_model: bool = False,
-        limits: Limits = DEFAULT_LIMITS,
-        batch_size: int = 8,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
@@ -171,22 +159,21 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                 denoised picture, see `diffusion.realism`.
             num_inference_steps: network calls.
             guidance_scale: above 1, guidance towards the file's prompt.
-            output_type, allow_other_model, limits, batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as of every
-                codec, see `contract.ImageCodec.decompress`. The entropy model must be the file's own.
+            shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`. The
+                entropy model must be the file's own.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
         """
-        check_output(num_inference_steps, output_type, realism)
-        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
+        check_walk(num_inference_steps, realism)
+        files = self.read_files(read_file, bitstreams, **shared)
         noise = self.noise_schedule()
 
-        pictures = [None] * len(files)
-        shapes = [self.latent_shape(header.height, header.width) for header, *_ in files]
-        for group in groups_of(batch_size, shapes):
-            headers, parameters, payloads = zip(*[files[i] for i in group])
+        pictures = [None] * len(files.contents)
+        shapes = [self.latent_shape(header.height, header.width) for header, *_ in files.contents]
+        for group in groups_of(files.batch_size, shapes):
+            headers, parameters, payloads = zip(*[files.contents[i] for i in group])
             read = [self.read_latent(*file, shapes[group[0]], noise) for file in zip(parameters, payloads)]
             y_hat, expected = (torch.stack(column).float().to(self._execution_device) for column in zip(*read))
             if realism < 1:
@@ -195,13 +182,13 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                 steps, scheduler = num_inference_steps, self.scheduler
                 starts = [(noise.level(own.timestep)[0] * y, own.timestep) for y, own in zip(y_hat.split(1), parameters)]
                 walks = [solvers.solve(x_t, t, steps, noise, scheduler) for x_t, t in starts]
-                x_0 = torch.cat(self.run(walks, [own.prompt for own in parameters], guidance_scale, watch))
+                x_0 = torch.cat(self.run(walks, [own.prompt for own in parameters], guidance_scale, files.watch))
                 sample = x = self.decode_latent(x_0).clamp(-1, 1)
             if 0 < realism < 1:
                 x = blend(preview, sample, realism)
-            for i, picture in zip(group, self.pictures_of(x, headers, output_type)):
+            for i, picture in zip(group, self.pictures_of(x, headers, files.output_type)):
                 pictures[i] = picture
-        return DecompressOutput(images=pictures, notes=notes)
+        return DecompressOutput(images=pictures, notes=files.notes)
 
     # ------------------------------------------------------------------------------------------------------------ steps
 

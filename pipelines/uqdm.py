@@ -8,26 +8,24 @@ Yang, Will & Mandt: Progressive Compression with Universally Quantized Diffusion
 A file is a header and a section for each step, so it may end after any of them.
 """
 
-from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusers_compress.arguments import check_choice, check_output, check_rates, permitted_bytes
+from diffusers_compress.arguments import check_choice, check_walk, generators_of
 from diffusers_compress.codecs.uqdm import loop
 from diffusers_compress.codecs.uqdm.format import read_file, shortened
 from diffusers_compress.codecs.uqdm.tiles import blended
 from diffusers_compress.contract import UQDM
 from diffusers_compress.diffusion.uqdm_scheduler import UQDMScheduler
 from diffusers_compress.fingerprint import fingerprint
-from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.models.uqdm_network import UQDMNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import CodecMixin, Watch, check_finite, compressed, undisturbed
+from diffusers_compress.pipeline import Callback, CodecMixin, Decoding, Rate, Watch, check_finite, compressed
 
 
 class UQDMPipeline(CodecMixin, DiffusionPipeline):
@@ -63,38 +61,31 @@ class UQDMPipeline(CodecMixin, DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ public calls
 
-    @undisturbed
     def compress(
         self,
         image: PipelineImageInput,
-        target_bpp: float | None = None,
-        max_bytes: int | None = None,
         num_coding_steps: int | None = None,
         lossless: bool = False,
         batch_size: int = 8,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: Callback = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        **rate: Unpack[Rate],
     ) -> CompressOutput:
         """Pictures to files. The model's steps decide their sizes.
 
         Args:
-            image: a PIL picture, numpy array [H, W, C] or tensor [C, H, W] (see `images.to_tensor`), or a list of them, any
-                sizes.
-            target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height): it has as many steps as fit.
-            max_bytes: size in bytes that no file exceeds. At most one of these two.
+            image: one or a list, of any sizes: PIL pictures, numpy arrays [H, W, C] or tensors [C, H, W] (see `images.to_tensor`).
             num_coding_steps: coded steps, 0 to the model's; default: all.
             lossless: after all steps send the 8-bit pixels themselves.
             batch_size: tiles that go through the network together at most.
-            callback_on_step_end: called after each step's network call with the pipeline, the number of the call, the level and a
-                dictionary of the tensors named in `callback_on_step_end_tensor_inputs`: "latents", z_t, and "noise_pred", the
-                network's output. What it returns counts for nothing.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: as in `decompress`; the timestep is the level of z_t.
+            rate: `target_bpp` or `max_bytes`, which no file exceeds: it has as many steps as fit; neither need be given.
 
         Raises:
             ValueError: for an argument out of its range, a size that even a file without steps exceeds or, if it is to be
                 lossless, one that the whole file exceeds; weights of 16 bits, which do not promise it; samples of more than 8
                 bits.
         """
-        check_rates({"target_bpp": target_bpp, "max_bytes": max_bytes}, required=False)
         most = self.scheduler.config.num_steps
         steps = most if num_coding_steps is None else num_coding_steps
         if steps not in range(most + 1) or lossless and steps < most:
@@ -102,35 +93,28 @@ class UQDMPipeline(CodecMixin, DiffusionPipeline):
         if lossless and self.network.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"lossless files need weights as they were saved, not {self.network.dtype}: load with dtype float32")
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        headers, tensors, notes = self.read_pictures(image, UQDM)
-        if lossless and not all(loop.is_8_bit(x) for x in tensors):
+        pictures = self.read_pictures(UQDM, image, **rate)
+        if lossless and not all(loop.is_8_bit(picture.x) for picture in pictures):
             raise ValueError("lossless files hold 8 bits a sample, and this picture has more; round it first")
 
         files = []
-        with self.labelled_bar("network calls", steps * len(tensors)) as bar:
+        with self.labelled_bar("network calls", steps * len(pictures)) as bar:
             network = self.tiled_network(batch_size, watch, bar)
-            for header, x in zip(headers, tensors):
+            for header, x, limit, _ in pictures:
                 sender = loop.Sender(loop.samples(x), self.scheduler)
                 z = loop.chain(network, self.scheduler, x.shape, self.coding_device, steps, sender.transmit)
                 parameters, sections = sender.file(z if lossless else None)
-                limit = permitted_bytes(header, target_bpp, max_bytes)
                 fewest = len(sections) if lossless else 0
                 files.append(shortened(header, parameters, sections, limit, fewest))
-        return compressed(files, headers, notes)
+        return compressed(files, pictures)
 
-    @undisturbed
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
         reconstruction: str = "flow",
-        num_inference_steps: int = 10,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "pil",
-        allow_other_model: bool = False,
-        limits: Limits = DEFAULT_LIMITS,
-        batch_size: int = 8,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        num_inference_steps: int = 10,
+        **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
@@ -139,39 +123,33 @@ class UQDMPipeline(CodecMixin, DiffusionPipeline):
             reconstruction: from the last level on, "flow" (probability-flow ODE), "ancestral" (random draws from `generator`, one
                 for all or a list), or "denoised" (the network's mean in one call). A lossless file gives its pixels.
             num_inference_steps: network calls of "flow" at most; it goes over the model's levels.
-            output_type: "pil", "np" or "pt".
-            allow_other_model: try it although the file was made with other weights, which can be right only if their signs alone
-                differ.
-            limits: sizes that a file may claim.
-            batch_size, callback_on_step_end, callback_on_step_end_tensor_inputs: as in `compress`.
+            shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`. With
+                `allow_other_model` only a file can decode that was made with weights of which signs alone differ.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`; `WrongModel` too if
                 the network says something else here than at the sender's.
             ValueError: for an argument out of its range.
         """
-        check_output(num_inference_steps, output_type)
+        check_walk(num_inference_steps)
         check_choice("reconstruction", reconstruction, loop.RECONSTRUCTIONS)
-        watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        files, notes = self.read_files(read_file, bitstreams, limits, allow_other_model)
-        if files and isinstance(generator, list) and len(generator) != len(files):
-            raise ValueError(f"{len(generator)} generators were given for {len(files)} files")
+        files = self.read_files(read_file, bitstreams, **shared)
+        generators = generators_of(generator, len(files.contents))
 
         pictures = []
         with self.labelled_bar("network calls") as bar:
-            network = self.tiled_network(batch_size, watch, bar)
-            for i, (header, parameters, sections, _) in enumerate(files):
+            network = self.tiled_network(files.batch_size, files.watch, bar)
+            for i, (header, parameters, sections, _) in enumerate(files.contents):
                 receiver = loop.Receiver(parameters, sections, self.scheduler)
                 shape, steps = (3, header.height, header.width), min(len(sections), len(parameters.sizes))
                 z = loop.chain(network, self.scheduler, shape, self.coding_device, steps, receiver.transmit)
                 if receiver.has_pixels:
                     x = receiver.pixels(z)
                 else:
-                    draws = generator[i] if isinstance(generator, list) else generator
                     level = self.scheduler.config.num_steps - steps
-                    x = loop.finish(network, self.scheduler, z, level, reconstruction, num_inference_steps, draws)
-                pictures += self.pictures_of(loop.picture(x)[None], [header], output_type)
-        return DecompressOutput(images=pictures, notes=notes)
+                    x = loop.finish(network, self.scheduler, z, level, reconstruction, num_inference_steps, generators[i])
+                pictures += self.pictures_of(loop.picture(x)[None], [header], files.output_type)
+        return DecompressOutput(images=pictures, notes=files.notes)
 
     # ------------------------------------------------------------------------------------------------------------ steps
 

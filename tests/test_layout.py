@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,41 @@ def test_the_package_itself_imports_the_standard_library_alone():
     assert {name.rpartition(".")[0] for name in outside} == {"diffusers_compress.contract"}
 
 
+@pytest.mark.parametrize(("module", "path"), FILES, ids=IDS)
+def test_files_are_short(module, path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= (260 if module == "pipelines" else 400)
+
+
+def runs(source, length=6):
+    """Each run of so many lines, white space folded, outside imports and constructors; blank lines, comments and lone brackets do not count."""
+    lines, passed_over = source.splitlines(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            passed_over.update(range(node.lineno - 1, node.end_lineno))
+    parts = [[]]
+    for number, line in enumerate(lines):
+        if number in passed_over:
+            parts.append([])
+        elif re.search(r"\w", line) and not line.strip().startswith("#"):
+            parts[-1].append(" ".join(line.split()))
+    return {tuple(part[i : i + length]) for part in parts for i in range(len(part) - length + 1)}
+
+
+def test_pipelines_have_no_six_lines_in_common_but_constructors():
+    """What they share is in the mixins: `compress` passes rates on to `read_pictures`, `decompress` what every codec takes to `read_files`."""
+    found = {
+        path.name: runs(path.read_text(encoding="utf-8"))
+        for module, path in FILES
+        if module == "pipelines" and path.parent != ROOT
+    }
+    for one, other in combinations(found, 2):
+        shared = found[one] & found[other]
+        assert not shared, f"{one} and {other} share\n" + "\n".join(min(shared))
+
+
 def test_the_checks_see_what_they_forbid():
+    assert len(runs("\n".join(f"a{i} = {i}\n\n# b" for i in range(7)))) == 2
+    assert runs("def __init__(self):\n" + "\n".join(f"    a{i} = {i}" for i in range(7))) == set()
     assert list(own_modules("def f():\n    from diffusers_compress.pipelines.diffc import DiffCPipeline")) == ["pipelines"]
     assert list(own_modules("from diffusers_compress import images, DiffCPipeline")) == ["images", "root"]
     assert list(imported_names("if x:\n    import constriction.stream")) == ["constriction.stream"]

@@ -96,7 +96,7 @@ def test_the_dial_blends_two_pictures_of_one_decoding(pipe, photo, monkeypatch):
     data = pipe.compress(photo, fidelity=0.1).bitstreams[0]
 
     def at(realism, **options):
-        return pipe.decompress(data, realism, num_inference_steps=2, output_type="pt", **options).images[0]
+        return pipe.decompress(data, realism=realism, num_inference_steps=2, output_type="pt", **options).images[0]
 
     sample, calls = at(1.0), []
     predict = type(pipe).predict
