@@ -28,7 +28,7 @@ def test_results_md(folder, tmp_path, tiny_sd_folder, monkeypatch):
     results = script(ROOT / "benchmarks" / "results.py")
     monkeypatch.setattr(results, "embedded_model", lambda *_: tiny_sd_folder)
     monkeypatch.setattr(
-        results, "MEASURED", [(["diffc", "diffc:decode.reconstruction=denoised"], [0.2, 0.4]), (list(results.BASELINES), [0.4])]
+        results, "MEASURED", [(["diffc", "diffc:decode.realism=0"], [0.2, 0.4]), (list(results.BASELINES), [0.4])]
     )
     monkeypatch.setattr(results, "METRICS", ("psnr",))
     words = [folder, folder, "--work", tmp_path / "work", "--out", tmp_path / "RESULTS.md", "--device", "cpu"]
