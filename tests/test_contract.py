@@ -6,7 +6,6 @@ import io
 import json
 import re
 import sys
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +14,8 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DModel
 from golden import make
 from PIL import Image
 
@@ -29,14 +30,116 @@ OWN = MappingProxyType({"refine": {"max_bytes": 250, "base": "webp"}})  # where 
 FACTS = {"codec", "width", "height", "bytes", "bpp", "model", "complete"}  # of every file
 
 
-@pytest.fixture(scope="module", params=list(CODECS))
-def key(request):
+TOY_FORMAT = """
+from diffusers_compress.format import container
+
+NUMBER = 200
+
+
+def read_file(data, limits):
+    header, offset = container.read_header(data, limits)
+    container.check_codec(header, NUMBER)
+    return header, container.read_payload(data, offset)[0]
+
+
+def describe(data, limits):
+    header, _ = read_file(data, limits)
+    return {
+        "codec": "Toy", "width": header.width, "height": header.height, "bytes": len(data),
+        "bpp": 8 * len(data) / (header.width * header.height), "model": header.fingerprint.hex(), "side": header.parameters[0],
+        "complete": True,
+    }
+"""
+
+TOY_PIPELINE = """
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+
+from diffusers_compress.fingerprint import fingerprint
+from diffusers_compress.format import container
+from diffusers_compress.outputs import DecompressOutput
+from diffusers_compress.pipeline import CodecMixin, compressed
+from toy_codec.format import NUMBER, read_file
+
+
+class ToyPipeline(CodecMixin, DiffusionPipeline):
+    def __init__(self, unet):
+        super().__init__()
+        self.register_modules(unet=unet)
+
+    def compress(self, image, side=4, batch_size=8):
+        pictures, files = self.read_pictures(NUMBER, image), []
+        with self.labelled_bar("pictures", len(pictures)) as bar:
+            for picture in pictures:
+                thumb = F.interpolate(picture.x[None], (side, side), mode="area")
+                samples = ((thumb + 1) * 127.5).round().byte().numpy().tobytes()
+                files.append(container.pack(replace(picture.header, parameters=bytes([side])), samples))
+                bar.update()
+        return compressed(files, pictures)
+
+    def decompress(self, bitstreams, num_inference_steps=3, mode="bilinear", **shared):
+        files, pictures = self.read_files(read_file, bitstreams, **shared), []
+        with self.labelled_bar("network calls") as bar:
+            for header, payload in files.contents:
+                thumb = torch.tensor(list(payload)).view(1, 3, header.parameters[0], -1) / 127.5 - 1
+                x = F.interpolate(thumb, (header.height, header.width), mode=mode)
+                for step in range(num_inference_steps):
+                    if files.watch is not None:
+                        files.watch(step, num_inference_steps - step, {"latents": x, "noise_pred": x})
+                    bar.update()
+                pictures += self.pictures_of(x, [header], files.output_type)
+        return DecompressOutput(images=pictures, notes=files.notes)
+
+    def fingerprint(self, fused=False):
+        return fingerprint(self.networks(), {}, fused)
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A codec in a folder outside the package: its format, its pipeline, a model, and one row. Called with a seed, a pipeline of it."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy_codec").mkdir()
+    (folder / "toy_codec" / "__init__.py").touch()
+    (folder / "toy_codec" / "format.py").write_text(TOY_FORMAT)
+    (folder / "toy_codec" / "pipeline.py").write_text(TOY_PIPELINE)
+    row = Codec(
+        200,
+        "Toy",
+        "toy_codec.pipeline:ToyPipeline",
+        "toy_codec.format",
+        str(folder / "model"),
+        "none",
+        preview={"mode": "nearest"},
+    )
+    (folder / "toy_codec" / "row.py").write_text(f"from diffusers_compress.contract import Codec\n\nROW = {row!r}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setitem(CODECS, "toy", row)
+
+        def pipeline(seed):
+            torch.manual_seed(seed)
+            blocks = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+            return row.pipeline_class()(UNet2DModel(8, 3, 3, layers_per_block=1, norm_num_groups=4, **blocks))
+
+        pipeline.folder = folder
+        pipeline(0).save_pretrained(row.embedded_model())
+        yield pipeline
+    for name in [name for name in sys.modules if name.startswith("toy_codec")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module", params=[*CODECS, "toy"])
+def key(request, toy):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def pipe(key):
-    return make.pipeline(key, "epsilon")
+def pipe(key, toy):
+    return toy(0) if key == "toy" else make.pipeline(key, "epsilon")
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +218,8 @@ def test_every_cut_and_every_flipped_bit_is_noticed(files):
             codecs.describe(bytes(flipped))
 
 
-def test_another_model_is_refused(key, pipe, files):
-    other = make.pipeline(key, "v_prediction")
+def test_another_model_is_refused(key, pipe, files, toy):
+    other = toy(1) if key == "toy" else make.pipeline(key, "v_prediction")
     with pytest.raises(WrongModel, match=pipe.fingerprint().hex()):
         other.decompress(files[1])
     with suppress(WrongModel):  # parts that must be the file's own
@@ -188,16 +291,23 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-from golden import make
+if sys.argv[2] == "toy":
+    from diffusers_compress.contract import CODECS
+    from toy_codec.row import ROW
 
-pipe = make.pipeline(sys.argv[2], "epsilon")
+    CODECS["toy"] = ROW
+    pipe = ROW.pipeline_class().from_pretrained(ROW.embedded_model())
+else:
+    from golden import make
+
+    pipe = make.pipeline(sys.argv[2], "epsilon")
 pipe.decompress(Path(sys.argv[3]).read_bytes(), num_inference_steps=2).images[0].save(sys.argv[4])
 """
 
 
-def test_a_second_process_decodes_the_same_picture(key, pipe, files, tmp_path, python):
+def test_a_second_process_decodes_the_same_picture(key, pipe, files, tmp_path, python, toy):
     (tmp_path / "photo.dfc").write_bytes(files[1])
-    paths = [Path(__file__).parent, key, tmp_path / "photo.dfc", tmp_path / "photo.png"]
+    paths = [toy.folder if key == "toy" else Path(__file__).parent, key, tmp_path / "photo.dfc", tmp_path / "photo.png"]
     python.run(["-c", SECOND_PROCESS, *paths], check=True)
     here = np.asarray(pipe.decompress(files[1], num_inference_steps=2).images[0]).astype(int)
     assert np.abs(np.asarray(Image.open(tmp_path / "photo.png")) - here).max() <= 1
@@ -245,91 +355,6 @@ def test_an_option_that_the_codec_does_not_know_is_refused_by_name(
 
 # ------------------------------------------------------------------------------------------------------------------ a new one
 
-TOY_FORMAT = """
-from diffusers_compress.format import container
-
-NUMBER = 200
-
-
-def describe(data, limits):
-    header, offset = container.read_header(data, limits)
-    container.check_codec(header, NUMBER)
-    payload, _ = container.read_payload(data, offset)
-    return {
-        "codec": "Toy", "width": header.width, "height": header.height, "bytes": len(data),
-        "bpp": 8 * len(data) / (header.width * header.height), "model": header.fingerprint.hex(), "side": header.parameters[0],
-        "complete": True,
-    }
-"""
-
-TOY_PIPELINE = """
-from pathlib import Path
-
-from PIL import Image
-
-from diffusers_compress.format import container
-from diffusers_compress.format.limits import DEFAULT_LIMITS
-from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from toy_codec.format import NUMBER
-
-
-class ToyPipeline:
-    vae_scale_factor = 8
-    device = "cpu"
-
-    @classmethod
-    def from_pretrained(cls, model, dtype=None, **options):
-        assert (Path(model) / "model_index.json").is_file()
-        return cls()
-
-    def to(self, device):
-        return self
-
-    def set_progress_bar_config(self, **options):
-        pass
-
-    def fingerprint(self):
-        return b"toy!"
-
-    def compress(self, image, side=4, batch_size=8):
-        images = image if isinstance(image, list) else [image]
-        files = []
-        for image in images:
-            header = container.Header(NUMBER, *image.size, self.fingerprint(), bytes([side]))
-            files.append(container.pack(header, image.convert("RGB").resize((side, side)).tobytes()))
-        bpp = [8 * len(file) / (image.width * image.height) for file, image in zip(files, images)]
-        return CompressOutput(bitstreams=files, bpp=bpp, notes=[["a toy"] for _ in images])
-
-    def decompress(self, bitstreams, resample=2, limits=DEFAULT_LIMITS, allow_other_model=False, batch_size=8, output_type="pil"):
-        images = []
-        for data in [bitstreams] if isinstance(bitstreams, bytes) else bitstreams:
-            header, offset = container.read_header(data, limits)
-            side = header.parameters[0]
-            thumb = Image.frombytes("RGB", (side, side), container.read_payload(data, offset)[0])
-            images.append(thumb.resize((header.width, header.height), resample))
-        return DecompressOutput(images=images, notes=[[] for _ in images])
-"""
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """A codec in a folder outside the package: its pipeline, its format, a model, and one row."""
-    package = tmp_path / "code" / "toy_codec"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "format.py").write_text(textwrap.dedent(TOY_FORMAT))
-    (package / "pipeline.py").write_text(textwrap.dedent(TOY_PIPELINE))
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model_index.json").write_text("{}")
-    monkeypatch.syspath_prepend(package.parent)
-    row = Codec(
-        200, "Toy", "toy_codec.pipeline:ToyPipeline", "toy_codec.format", str(tmp_path / "model"), "none", preview={"resample": 0}
-    )
-    monkeypatch.setitem(CODECS, "toy", row)
-    yield row
-    for name in [name for name in sys.modules if name.startswith("toy_codec")]:
-        del sys.modules[name]
-
 
 @pytest.fixture
 def coded(toy, photo, tmp_path):
@@ -346,17 +371,17 @@ def test_a_new_codec_works_from_the_command_line(toy, coded, photo, tmp_path, ca
     assert cli.main(["info", str(coded), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["codec"], facts["side"], facts["width"]) == ("Toy", 8, photo.width)
-    expected = photo.resize((8, 8))
-    for options, resample in ([], 2), (["--preview"], 0):
+    for options, mode in ([], "bilinear"), (["--preview"], "nearest"):
         assert cli.main(["decode", str(coded), str(tmp_path / "back.png"), "--force", *options]) == 0
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), np.asarray(expected.resize(photo.size, resample)))
+        expected = toy(0).decompress(coded.read_bytes(), mode=mode).images[0]
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), np.asarray(expected))
     capsys.readouterr()
-    assert cli.main(["decode", str(coded), str(tmp_path / "new.png"), "--steps", "3"]) == 2
-    assert capsys.readouterr().err == "error: --steps: toy has no such option in decoding\n"
+    assert cli.main(["decode", str(coded), str(tmp_path / "new.png"), "--realism", "1"]) == 2
+    assert capsys.readouterr().err == "error: --realism: toy has no such option in decoding\n"
     assert cli.main(["encode", str(tmp_path / "photo.png"), str(tmp_path / "new.dfc"), "--codec", "toy", "--bpp", "1"]) == 2
     assert capsys.readouterr().err == "error: --bpp: toy has no such option in encoding\n"
-    assert cli.main(["info", str(coded), "--find", str(tmp_path)]) == 0
-    assert f"made with  {tmp_path / 'model'}" in capsys.readouterr().out
+    assert cli.main(["info", str(coded), "--find", str(toy.folder)]) == 0
+    assert f"made with  {toy.folder / 'model'}" in capsys.readouterr().out
 
 
 def test_a_new_codec_works_in_batches(toy, coded, photo, tmp_path):
@@ -375,7 +400,7 @@ def test_a_new_codec_is_evaluated(toy, photo, tmp_path):
     words = ["--codec", "toy:encode.side=8,jpeg", "--bpp", "1", "--metrics", "psnr", "--device", "cpu"]
     assert cli.main(["eval", str(tmp_path / "in"), "--out", str(tmp_path / "report"), *words]) == 0
     row = next(csv.DictReader((tmp_path / "report" / "rows.csv").read_text().splitlines()))
-    assert row["codec"] == "toy:encode.side=8" and float(row["psnr"]) > 10 and row["fingerprint"] == b"toy!".hex()
+    assert row["codec"] == "toy:encode.side=8" and float(row["psnr"]) > 10 and row["fingerprint"] == toy(0).fingerprint().hex()
 
 
 def test_a_new_codec_is_a_format_of_pillow(toy, coded, photo, monkeypatch):
@@ -383,10 +408,10 @@ def test_a_new_codec_is_a_format_of_pillow(toy, coded, photo, monkeypatch):
     for name in ("OPEN", "SAVE", "EXTENSION", "MIME", "ID"):
         monkeypatch.setattr(Image, name, getattr(Image, name).copy())
     monkeypatch.setattr(pil, "registered", {})
-    pil.register(toy.pipeline_class()())
+    pil.register(toy(0))
     buffer = io.BytesIO()
     photo.save(buffer, "DFC", side=8)
     assert buffer.getvalue() == coded.read_bytes()
     image = Image.open(buffer)
     assert (image.info["codec"], image.size) == ("toy", photo.size)
-    assert np.array_equal(np.asarray(image), np.asarray(photo.resize((8, 8)).resize(photo.size, 2)))
+    assert np.array_equal(np.asarray(image), np.asarray(toy(0).decompress(coded.read_bytes()).images[0]))

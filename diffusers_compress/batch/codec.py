@@ -40,7 +40,7 @@ def encoder(pipe, batch_size: int, **options) -> Codec:
         out = pipe.compress(pictures, batch_size=batch_size, **options)
         return list(zip(out.bitstreams, [x.width * x.height for x in pictures], out.notes))
 
-    return Codec(PICTURE_SUFFIXES, ".dfc", picture_size, load_picture, code, bytes, batch_size, pipe.vae_scale_factor)
+    return Codec(PICTURE_SUFFIXES, ".dfc", picture_size, load_picture, code, bytes, batch_size, multiple_of(pipe))
 
 
 def decoder(pipe, batch_size: int, **options) -> Codec:
@@ -52,7 +52,12 @@ def decoder(pipe, batch_size: int, **options) -> Codec:
         out = pipe.decompress(files, batch_size=batch_size, **options)
         return [(x, x.width * x.height, notes) for x, notes in zip(out.images, out.notes)]
 
-    return Codec(frozenset([".dfc"]), ".png", file_size, load_file, code, png, batch_size, pipe.vae_scale_factor)
+    return Codec(frozenset([".dfc"]), ".png", file_size, load_file, code, png, batch_size, multiple_of(pipe))
+
+
+def multiple_of(pipe) -> int:
+    """Of pixels that the pipeline pads sides to, as far as it says so: 1 for a codec without an autoencoder."""
+    return getattr(pipe, "vae_scale_factor", 1)
 
 
 def check_options(function: Callable, options: dict) -> None:
