@@ -44,7 +44,8 @@ class Codec(NamedTuple):
     def embedded_model(self) -> str:
         return str(Path(__file__).parent / "embedded" / self.embedded)
 
-    def pipeline_class(self) -> type:
+    def pipeline_class(self) -> Any:
+        """The class, an `ImageCodec` with diffusers' `from_pretrained`."""
         return resolve_name(self.pipeline)
 
     def format_module(self) -> ModuleType:

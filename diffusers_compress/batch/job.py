@@ -34,7 +34,7 @@ def run(
     that are done, and all of them. What came of it is in the manifest, which is whole when the main process returns. Returns name
     -> why of what was passed over in the input. FileNotFoundError, FileExistsError, ValueError before any work.
     """
-    found = [None]
+    found: list = [None]
     if state.is_main_process:
         found = [find_inputs(source, codec.accepts)]
         if os.path.isdir(source) and output.resolve().is_relative_to(Path(source).resolve()):

@@ -77,10 +77,10 @@ def known_folders(paths: Iterable[str]) -> set[str]:
 
 def name_below(base: str, path: str) -> str:
     """The path below `base`, or without its root, with forward slashes. ValueError if it leads out of the output folder."""
-    path = PurePath(os.path.relpath(path, base) if base else os.path.normpath(path))
-    if ".." in path.parts:
-        raise ValueError(f"{path}: leads out of the output folder; name it by a path without '..'")
-    return path.relative_to(path.anchor).as_posix()
+    below = PurePath(os.path.relpath(path, base) if base else os.path.normpath(path))
+    if ".." in below.parts:
+        raise ValueError(f"{below}: leads out of the output folder; name it by a path without '..'")
+    return below.relative_to(below.anchor).as_posix()
 
 
 def targets(names: Iterable[str], suffix: str, taken: Iterable[str] = ()) -> dict[str, str]:

@@ -37,8 +37,8 @@ def info_command(
         for folder in made_with:
             tell(f"made with  {folder}")
     if find and not made_with:
-        for folder, identity in models.items():
-            complain(f"not {folder}: {identity}")
+        for other, identity in models.items():
+            complain(f"not {other}: {identity}")
         raise FileNotFoundError(f"model {facts['model']} is none of the {len(models)} model folders there")
 
 

@@ -26,11 +26,11 @@ def load(model: str | None, device: str | None, dtype: str, codec: str = DEFAULT
         import torch
 
         quieten_libraries()
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and not torch.cuda.is_available():
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if place.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: there is no CUDA device here")
         pipeline = CODECS[codec].pipeline_class()
-        return pipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options).to(device)
+        return pipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options).to(place)
 
 
 def model_source(model: str | None, codec: str = DEFAULT) -> str:

@@ -162,9 +162,10 @@ def decode_word(decoder: Decoder, vocabulary: Vocabulary, limits: Limits) -> str
     word, ends = b"", False
     while not ends:
         number = decode_token(decoder)
-        if vocabulary.bytes.get(number) is None:
+        spelling = vocabulary.bytes.get(number)
+        if spelling is None:
             raise Corrupt(f"the caption holds token {number}, which the tokenizer does not have")
-        letters, ends = vocabulary.bytes[number]
+        letters, ends = spelling
         word += letters
         check_prompt(len(word), limits)
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ def synchronize():
 @contextmanager
 def stopwatch(pipe=None) -> Iterator[dict]:
     """Wall seconds of the block, those of them inside the denoiser and the autoencoder, the denoiser's calls, peak memory."""
-    figures = {"seconds": 0.0, "denoiser_seconds": 0.0, "autoencoder_seconds": 0.0, "calls": 0, "peak_mib": None}
+    figures: dict[str, Any] = {"seconds": 0.0, "denoiser_seconds": 0.0, "autoencoder_seconds": 0.0, "calls": 0, "peak_mib": None}
     denoiser, vae = getattr(pipe, "denoiser", None), getattr(pipe, "vae", None)
     parts = [("denoiser", denoiser)] if denoiser is not None else []
     if vae is not None:
@@ -71,4 +72,4 @@ def peak_memory() -> float:
     """MiB at most since the reset: allocated on the GPU, or resident of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 2**10

@@ -84,8 +84,9 @@ def pictures_of(folder: Path, every: int = 1) -> tuple[dict[str, Path], dict[str
     pictures, skipped = {}, {name: why for name, why in found.skipped.items() if name not in captions}
     for name in list(found.files)[::every]:
         try:
-            open_original(found.files[name])
-            pictures[name] = Path(found.files[name])
+            path = Path(found.files[name])
+            open_original(path)
+            pictures[name] = path
         except (OSError, ValueError) as error:
             skipped[name] = f"{type(error).__name__}: {error}"
     return pictures, skipped

@@ -78,10 +78,10 @@ def to_output(x: torch.Tensor, output_type: str = "pil"):
     x = (x.detach().float() / 2 + 0.5).clamp(0, 1)
     if output_type == "pt":
         return x
-    x = x.permute(0, 2, 3, 1).cpu().numpy()
+    samples = x.permute(0, 2, 3, 1).cpu().numpy()
     if output_type == "np":
-        return x
-    return [Image.fromarray(sample) for sample in np.rint(x * 255).astype(np.uint8)]
+        return samples
+    return [Image.fromarray(sample) for sample in np.rint(samples * 255).astype(np.uint8)]
 
 
 def side_by_side(left: Image.Image, right: Image.Image, gap: int = 8) -> Image.Image:

@@ -112,7 +112,7 @@ def _power(log2_power, h, w):
 @torch.no_grad()
 def _log2_spectrum(latents):
     """log2 of the mean square of the DCT coefficients around each knot, [C, KNOTS]."""
-    sums, counts = 0, 0
+    sums = counts = torch.zeros(())
     for x_0 in latents:
         below, weight = _knots(*x_0.shape[-2:], x_0.device)
         nearest = (below + weight.round().long()).flatten()

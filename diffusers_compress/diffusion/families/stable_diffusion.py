@@ -60,9 +60,9 @@ class StableDiffusion:
         config = self.pipe.vae.config
         return {"scaling_factor": config.scaling_factor, "shift_factor": config.get("shift_factor")}
 
-    def tokens(self, tokenizer: str, prompts: list[str], length: int | None = None) -> Tensor:
-        """Token ids [B, length] of a tokenizer; by default as many as its model takes."""
-        tokenizer = getattr(self.pipe, tokenizer)
+    def tokens(self, name: str, prompts: list[str], length: int | None = None) -> Tensor:
+        """Token ids [B, length] of the tokenizer of this name; by default as many as its model takes."""
+        tokenizer = getattr(self.pipe, name)
         length = length or tokenizer.model_max_length
         prompts = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)  # a word may stand for several vectors
         ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
