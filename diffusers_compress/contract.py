@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffusers_compress.outputs import CompressOutput, DecompressOutput
 
 DIFFC, RELIC, PERCO, UQDM, REFINE = 1, 2, 3, 4, 5
+LOSSLESS = 128  # added to a codec's number in the header of a lossless file
 RESERVED = {6: "text-sketch", 7: "cdc"}  # numbers of codecs to come
 
 
@@ -22,7 +23,7 @@ class Codec(NamedTuple):
     """What shared code knows of a codec.
 
     Args:
-        number: in the header of its files, 1 to 255.
+        number: in the header of its files, 1 to 127.
         name: as people read it.
         pipeline: "module:class" of its `ImageCodec`.
         format: module with `describe(data, limits)`, the facts of a file as plain values, without torch.
@@ -109,6 +110,7 @@ class ImageCodec(Protocol):
             max_bytes: size in bytes that no file exceeds.
             fidelity: in (0, 1], on the codec's own scale.
             prompt: one for all or one for each picture.
+            lossless: let the file hold every pixel; unless the codec does that itself, the rate is that of the lossy file within.
             batch_size: pictures of like size that go through the networks together at most.
 
         Raises:
@@ -155,7 +157,7 @@ def known_numbers() -> dict[int, str]:
 
 def name_of(number: int) -> str:
     """A codec as people read it, known here or not."""
-    known = known_numbers()
+    known, number = known_numbers(), number % LOSSLESS
     return CODECS[known[number]].name if number in known else RESERVED.get(number, f"codec number {number}")
 
 

@@ -1,6 +1,7 @@
 """What the codecs on latent diffusion models share: the network's inputs and outputs, the autoencoder, the model's identity."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +120,20 @@ class LatentCodecMixin(CodecMixin):
         """Scaled latents [B, C, h, w] to pictures [B, 3, H, W] in float32, about [-1, 1], one at a time."""
         x = torch.cat([self.family.decode_latent(latent) for latent in x_0.split(1)])
         return check_finite(x, "the model's output")
+
+    def decode_in_float64(self, x_0: Tensor) -> Tensor | None:
+        """A scaled latent [C, h, w] to a picture [3, H, W], in float64 on the CPU; None if the weights at hand are not those that were saved."""
+        vae: Any = getattr(self.vae, "_orig_mod", self.vae)
+        if vae is None:
+            return x_0.double()
+        if vae.dtype not in (torch.float32, torch.float64) or any(tensor.is_meta for tensor in vae.parameters()):
+            return None
+        with torch.device("meta"):  # a new one: neither hooks nor tiles go along
+            copy = type(vae).from_config(vae.config)
+        copy.load_state_dict({name: tensor.to("cpu", torch.float64) for name, tensor in vae.state_dict().items()}, assign=True)
+        z = x_0.double() / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
+        with torch.no_grad():
+            return check_finite(copy.eval().decode(z[None], return_dict=False)[0][0], "the model's output")
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[C, h, w] of a picture's latent."""

@@ -36,6 +36,7 @@ from diffusers_compress.contract import REFINE
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.realism import blend
 from diffusers_compress.format import container
+from diffusers_compress.format.limits import Limits
 from diffusers_compress.images import formats
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
@@ -200,6 +201,10 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
         return DecompressOutput(images=[images.to_output(x[None], output_type)[0] for x in upright], notes=list(notes))
 
     # ------------------------------------------------------------------------------------------------------------ steps
+
+    def prediction(self, data: bytes, limits: Limits) -> Tensor:
+        """The base."""
+        return formats.as_stored(open_base(*read_file(data, limits)))
 
     def refined(self, jobs: list[Job], realism: float, settings: Settings, batch_size: int, watch: Watch = None) -> list[Tensor]:
         """Pictures [3, H, W] in [-1, 1]; estimates and samples are those of the last call if it was the same."""

@@ -27,6 +27,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
+from diffusers_compress import images
 from diffusers_compress.arguments import check_choice, check_walk, prompts_of
 from diffusers_compress.codecs.relic.format import MAX_PROMPT_BYTES, MODEL_NUMBERS, ROUNDINGS, Parameters, read_file, step_number
 from diffusers_compress.codecs.relic.quantizer import Quantizer
@@ -38,6 +39,7 @@ from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.realism import blend
 from diffusers_compress.errors import Corrupt, WrongModel
+from diffusers_compress.format.limits import Limits
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
@@ -204,6 +206,13 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             known = [known for known in MODEL_NUMBERS if known == "adaptive" or self.hyperprior is not None]
             raise ValueError(f"entropy_model must be one of {known} for this pipeline, not {name!r}")
         return EntropyModel(self.statistics(), self.hyperprior if name == "hyperprior" else None)
+
+    def prediction(self, data: bytes, limits: Limits) -> Tensor | None:
+        """The preview, whose latent the symbols alone decide."""
+        header, parameters, payload = read_file(data, limits)
+        _, expected = self.read_latent(parameters, payload, self.latent_shape(header.height, header.width), self.noise_schedule())
+        x = self.decode_in_float64(expected)
+        return None if x is None else images.crop(x, header.height, header.width)
 
     def read_latent(
         self, parameters: Parameters, payload: bytes, shape: tuple[int, int, int], noise: schedule.NoiseSchedule

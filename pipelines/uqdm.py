@@ -16,6 +16,7 @@ from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusers_compress import images
 from diffusers_compress.arguments import check_choice, check_walk, generators_of
 from diffusers_compress.codecs.uqdm import loop
 from diffusers_compress.codecs.uqdm.format import read_file, shortened
@@ -94,7 +95,7 @@ class UQDMPipeline(CodecMixin, DiffusionPipeline):
             raise ValueError(f"lossless files need weights as they were saved, not {self.network.dtype}: load with dtype float32")
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
         pictures = self.read_pictures(UQDM, image, **rate)
-        if lossless and not all(loop.is_8_bit(picture.x) for picture in pictures):
+        if lossless and not all(images.is_8_bit(picture.x) for picture in pictures):
             raise ValueError("lossless files hold 8 bits a sample, and this picture has more; round it first")
 
         files = []

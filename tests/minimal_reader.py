@@ -1,7 +1,7 @@
 """A reader of .dfc files written from FORMAT.md alone, with the standard library and nothing of the package: a second opinion.
 
 As slow as it is plain. It goes as far as integers go: to the messages and timesteps of a DiffC file, to the samples that the messages stand
-for, to all symbols of a Relic file, and to the grid and caption of a PerCo file.
+for, to all symbols of a Relic file, to the grid and caption of a PerCo file, and to the pixels of a lossless file, given its prediction.
 """
 
 import functools
@@ -519,16 +519,21 @@ class Fit:
 
     def solve(self, n):
         matrix = [[sum(f[i] * f[j] for f, _ in self.seen) + self.ridge * (i == j) for j in range(n)] for i in range(n)]
-        rows = [[*row, sum(f[i] * target for f, target in self.seen)] for i, row in enumerate(matrix)]
-        for i in range(n):
-            for row in rows[i + 1 :]:
-                factor = (row[i] << 24) // max(1, rows[i][i])
-                for j in range(i + 1, n + 1):
-                    row[j] -= factor * rows[i][j] >> 24
-        self.weights = [0] * n
-        for i in reversed(range(n)):
-            rest = (rows[i][n] << 12) - sum(rows[i][j] * self.weights[j] for j in range(i + 1, n))
-            self.weights[i] = limited(rest // max(1, rows[i][i]), 2**20)
+        self.weights = solved(matrix, [sum(f[i] * target for f, target in self.seen) for i in range(n)])
+
+
+def solved(matrix, vector):
+    n, rows = len(vector), [[*row, value] for row, value in zip(matrix, vector)]
+    for i in range(n):
+        for row in rows[i + 1 :]:
+            factor = (row[i] << 24) // max(1, rows[i][i])
+            for j in range(i + 1, n + 1):
+                row[j] -= factor * rows[i][j] >> 24
+    weights = [0] * n
+    for i in reversed(range(n)):
+        rest = (rows[i][n] << 12) - sum(rows[i][j] * weights[j] for j in range(i + 1, n))
+        weights[i] = limited(rest // max(1, rows[i][i]), 2**20)
+    return weights
 
 
 def adaptive(reader, h, w, units, u):
@@ -798,6 +803,113 @@ def words_caption(reader, spelling):
         if reader.under([1, 3] if stop(word) else [15, 1]):
             return text
         before = word
+
+
+# ------------------------------------------------------------------------------------------------------------ lossless files
+
+
+def lossless(data):
+    """All of a lossless file but its pixels."""
+    codec, width, height, fingerprint, parameters, start = container(data)
+    need(codec > 128 and max(width, height) < 65536, "codec or size")
+    need(parameters[:1] in (b"\0", b"\1"), "prediction")
+    facts, position = {"nudge": None, "digest": None}, 1
+    if parameters[0]:
+        facts, position = {"nudge": parameters[1], "digest": parameters[2:10]}, 10
+    size, position = varint(parameters, position)
+    count, position = varint(parameters, position)
+    need(position == len(parameters), "parameters")
+    payload, whole = payload_of(data, start, size + count)
+    if whole:
+        inner = container(payload[:size])
+        need(inner[:4] == (codec - 128, width, height, fingerprint), "the lossy file")
+    return facts | {"width": width, "height": height, "lossy": payload[:size], "pixels": payload[size:] if whole else None}
+
+
+def pixels(data, h, w, m=None):
+    """{(channel, y, x): value}, the channels being green, red, blue; m: the prediction, in the same way."""
+    reader, found = RangeDecoder(data), {}
+    misses, blend = {}, {}  # (channel, y, x) -> of each guess; of all
+    fits = [RunningFit(6 + 4 * (c + (m is not None))) for c in range(3)]
+    totals, counts = [[int(2 ** (j / 2)) for j in range(25)] for _ in range(3)], [[1] * 25 for _ in range(3)]
+    sizes = [round(2 ** (j / 2)) for j in range(24)]
+    scales = [round(512 * math.log(2) * 2 ** ((j + 0.5) / 4 - 5)) for j in range(56)]
+    rows = min(h, 512, max(1, 2**21 // w))
+    for top in range(0, h, rows):
+        strip = [(y, x) for y in range(top, min(h, top + rows)) for x in range(w)]
+        diagonals = {}
+        for y, x in strip:
+            diagonals.setdefault(2 * (y - top) + x, []).append((y, x))
+        for d in sorted(diagonals):
+            for c in range(3):
+                run = []
+                for y, x in diagonals[d]:
+                    near = [beside(y, x, dy, dx, w) for dy, dx in AROUND]
+                    planes = [(found, j) for j in range(c)] + ([(m, c)] if m is not None else [])
+                    W, N, NW, NE, WW, NN, NNE = (16 * found[c, *place] if place else 2048 for place in near)
+                    middle, G = W + N >> 1, W + N - NW
+                    guesses = [W, N, G, N + NE - NNE, W + NE - N, W + NE >> 1]
+                    f = [value - middle for value in (W, NW, NE, WW, NN, NNE)]
+                    for values_of, j in planes:
+                        g, (gW, gN, gNW, gNE) = (
+                            16 * values_of[j, y, x],
+                            [16 * values_of[j, *place] if place else 2048 for place in near[:4]],
+                        )
+                        between = gW + gN >> 1
+                        guesses += [g + W - gW, g + N - gN, g + G - (gW + gN - gNW), g + middle - between]
+                        f += [value - between for value in (g, gW, gNW, gNE)]
+                    f = [limited(value, 2047) for value in f]
+                    guesses.append(middle + (sum(a * b for a, b in zip(fits[c].w, f)) >> 12))
+                    guesses = [max(0, min(4080, value)) for value in guesses]
+                    weights = []
+                    for k in range(len(guesses)):
+                        e = [misses[c, *place][k] if place else 0 for place in near]
+                        weights.append(2**40 // (sum(e[:4]) + (e[4] + e[5] >> 1) + 8) ** 2)
+                    M = 32 * sum(a * b for a, b in zip(weights, guesses)) // sum(weights)
+                    D = sum(abs(value - (M >> 5)) for value in guesses) // len(guesses)
+                    E = [blend[c, *place] if place else 0 for place in near]
+                    a = 2 * (E[0] + E[1]) + E[2] + E[3] + (E[4] + E[5] >> 1) + 2 * D + 2 * sum(blend[j, y, x] for j in range(c))
+                    size = sum(edge <= a // (9 + 2 * c) + 1 for edge in sizes)
+                    i = sum(edge <= 16 * totals[c][size] // counts[c][size] for edge in scales)
+                    run.append(((y, x), M, i, size, guesses, f, middle))
+                read = values(reader, [item[1] for item in run], [item[2] for item in run])
+                for (place, M, _, size, guesses, _, _), p in zip(run, read):
+                    need(0 <= p <= 255, "no pixel")
+                    found[c, *place], misses[c, *place] = p, [abs(value - 16 * p) for value in guesses]
+                    blend[c, *place] = abs(M - 512 * p) >> 5
+                    totals[c][size] += blend[c, *place]
+                    counts[c][size] += 1
+                for j in range(25):
+                    if counts[c][j] > 512:
+                        totals[c][j], counts[c][j] = totals[c][j] >> 1, counts[c][j] >> 1
+                fits[c].add([(item[5], 16 * p - item[6]) for item, p in zip(run, read)])
+    return found
+
+
+AROUND = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-2, 1)]
+
+
+def beside(y, x, dy, dx, w):
+    """The place of a neighbour, or of what replaces it; None at the first pixel."""
+    if y + dy >= 0 and 0 <= x + dx < w:
+        return y + dy, x + dx
+    return (y, x - 1) if x else (y - 1, x) if y else None
+
+
+class RunningFit:
+    def __init__(self, n):
+        self.A, self.B, self.w, self.runs = [[0] * n for _ in range(n)], [0] * n, [0] * n, 0
+
+    def add(self, rows):
+        n = len(self.B)
+        for i in range(n):
+            self.B[i] += sum(f[i] * target for f, target in rows) - (self.B[i] >> 6)
+            for j in range(n):
+                self.A[i][j] += sum(f[i] * f[j] for f, _ in rows) - (self.A[i][j] >> 6)
+        self.runs += 1
+        if self.runs % 4 == 0:
+            ridge = [[self.A[i][j] + 4096 * (i == j) for j in range(n)] for i in range(n)]
+            self.w = solved(ridge, self.B)
 
 
 # -------------------------------------------------------------------------------------------------------------------- Refine

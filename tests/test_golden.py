@@ -11,6 +11,7 @@ import pytest
 from golden import make
 from PIL import Image
 
+from diffusers_compress.codecs import lossy_part
 from diffusers_compress.format import container
 
 FOLDER = Path(__file__).parent / "golden"
@@ -56,7 +57,7 @@ def test_golden_file(name):
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "diffc"])
 def test_a_reader_made_from_the_format_description_alone(name):
     case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
-    facts = minimal_reader.diffc(data)
+    facts = minimal_reader.diffc(lossy_part(data) or data)
     assert facts["messages"] == case["symbols"]["messages"] and facts["budgets"] == case["symbols"]["budgets"]
     ratios = minimal_reader.ratios(rescaled=case["model"] == "embedded")
     assert minimal_reader.timesteps(facts["strides"], ratios) == case["symbols"]["timesteps"]
@@ -91,3 +92,11 @@ def test_it_finds_the_base_of_a_refined_file(name):
     assert {key: facts[key] for key in case["symbols"]} == case["symbols"]
     expected = pipeline("refine", case["model"]).decompress(data, preview=True).images[0]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(facts["payload"])).convert("RGB")), np.asarray(expected))
+
+
+def test_it_reads_the_pixels_of_a_lossless_file():
+    facts = minimal_reader.lossless((FOLDER / "diffc-lossless.dfc").read_bytes())
+    pixels = minimal_reader.pixels(facts["pixels"], facts["height"], facts["width"])
+    picture = np.asarray(Image.open(FOLDER / "diffc-lossless.png"))
+    assert pixels == dict(np.ndenumerate(picture.transpose(2, 0, 1)[[1, 0, 2]])) and facts["digest"] is None
+    assert np.array_equal(picture, np.asarray(make.picture(facts["width"], facts["height"])))

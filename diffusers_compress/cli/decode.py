@@ -25,7 +25,7 @@ from diffusers_compress.cli.options import (
 )
 from diffusers_compress.cli.paths import check_picture_format, check_target, picture_bytes, read_input, write_output
 from diffusers_compress.cli.terminal import phase, say
-from diffusers_compress.codecs import codec_of, describe
+from diffusers_compress.codecs import codec_of, describe, lossy_part
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 
 
@@ -52,6 +52,8 @@ def decode_command(
     codec, facts = codec_of(data, limits), describe(data, limits)
     check_picture_format(target, facts["width"], facts["height"])
     arguments = decoding(codec, reconstruction, preview, realism, steps, guidance, seed, option)
+    if preview:
+        data = lossy_part(data, limits) or data
     pipe = loading.load(model, device, dtype, codec, facts.get("preset"))
     seconds = decode(pipe, data, target, force, allow_other_model=any_model, limits=limits, **arguments)
     say(target, f"{target}: {facts['width']}x{facts['height']} pixels, {seconds:.1f} s")

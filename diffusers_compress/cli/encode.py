@@ -15,6 +15,7 @@ from diffusers_compress.cli.options import (
     Dtype,
     Fidelity,
     Force,
+    Lossless,
     MaxBytes,
     Model,
     NoiseSeed,
@@ -48,6 +49,7 @@ def encode_command(
     captioner: Captioner = None,
     seed: NoiseSeed = None,
     base: BaseCodec = None,
+    lossless: Lossless = False,
     option: Options = None,
     model: Model = None,
     device: Device = None,
@@ -56,6 +58,7 @@ def encode_command(
 ):
     """Compress a picture. Give exactly one of --bpp, --max-bytes and --fidelity, or none where the model decides the rate."""
     options = {"--prompt": prompt, "--coder": coder, "--captioner": captioner, "--seed": seed, "--base": base}
+    options["--lossless"] = lossless or None
     options |= given_rates(codec, bpp, max_bytes, fidelity)
     check_preset(codec, preset)
     check_target(target, source, force)

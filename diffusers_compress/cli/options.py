@@ -85,6 +85,7 @@ BaseCodec = Annotated[
     str | None,
     typer.Option("--base", show_default="jpeg", help="Of refine: jpeg, webp, avif, jxl or jpeg2000, which the file holds whole."),
 ]
+Lossless = Annotated[bool, typer.Option("--lossless", help="The file holds every pixel; the rate is that of its lossy part.")]
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="NAME=VALUE, an argument of the codec's compress or decompress. Repeatable.")
 ]
@@ -119,7 +120,14 @@ Anew = Annotated[bool, typer.Option("--force", help="Begin anew, also in a folde
 
 # Option -> argument of `compress` and of `decompress`.
 RATES = {"--bpp": "target_bpp", "--max-bytes": "max_bytes", "--fidelity": "fidelity"}
-ENCODING = RATES | {"--prompt": "prompt", "--coder": "coder", "--captioner": "captioner", "--seed": "seed", "--base": "base"}
+ENCODING = RATES | {
+    "--prompt": "prompt",
+    "--coder": "coder",
+    "--captioner": "captioner",
+    "--seed": "seed",
+    "--base": "base",
+    "--lossless": "lossless",
+}
 DECODING = {
     "--reconstruction": "reconstruction",
     "--realism": "realism",

@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers_compress.contract import RESERVED, known_numbers, name_of
+from diffusers_compress.contract import LOSSLESS, RESERVED, known_numbers, name_of
 from diffusers_compress.errors import Corrupt, LimitExceeded, NotABitstream, UnsupportedVersion, WrongModel
 from diffusers_compress.format.bits import need, read_varint, write_varint
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
@@ -24,7 +24,7 @@ CHECKSUM_BYTES = 4
 
 @dataclass(frozen=True)
 class Header:
-    """Codec number, size of the upright original picture in pixels, fingerprint of the model (4 bytes), codec parameters."""
+    """Codec number (plus LOSSLESS), size of the upright original picture in pixels, fingerprint of the model (4 bytes), codec parameters."""
 
     codec: int
     width: int
@@ -61,7 +61,7 @@ def read_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Header, i
     if int.from_bytes(data[end : end + 2], "little") != _crc16(data[:end]):
         raise Corrupt("the header's checksum is wrong: the file was damaged; fetch or encode it again")
     # Only a header whose checksum is right gets this far, so what follows is about what its encoder wrote.
-    if codec not in known_numbers():
+    if codec % LOSSLESS not in known_numbers():
         made_by = f"codec number {codec}" + (f", {RESERVED[codec]}," if codec in RESERVED else "")
         raise UnsupportedVersion(f"{made_by} is not known here, only {known_numbers()}; upgrade diffusers_compress")
     if width == 0 or height == 0:
@@ -119,7 +119,7 @@ def facts(header: Header, data: bytes) -> dict[str, Any]:
 
 
 def _header_bytes(header: Header) -> bytes:
-    if header.codec not in known_numbers():
+    if header.codec % LOSSLESS not in known_numbers():
         raise ValueError(f"codec is {header.codec}, permitted are {known_numbers()}")
     if header.width < 1 or header.height < 1:
         raise ValueError(f"width and height are {header.width} and {header.height}, both must be at least 1")

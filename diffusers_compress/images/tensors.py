@@ -60,6 +60,12 @@ def to_tensor(image) -> tuple[torch.Tensor, list[str]]:
     return torch.from_numpy(np.ascontiguousarray(samples.transpose(2, 0, 1))) * 2 - 1, notes
 
 
+def is_8_bit(x: torch.Tensor) -> bool:
+    """Whether the samples of x, in [-1, 1], are multiples of 2/255, up to float32."""
+    pixels = (x.double() + 1) * 127.5
+    return bool((pixels - pixels.round()).abs().max() < 1e-3)
+
+
 def pad(x: torch.Tensor, multiple: int) -> torch.Tensor:
     """x [B, C, H, W] or [C, H, W] with its last row and column repeated until both sides are multiples of `multiple`."""
     height, width = x.shape[-2:]

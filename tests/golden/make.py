@@ -34,6 +34,7 @@ from diffusers_compress import (  # noqa: E402
     UQDMScheduler,
     embedded_model,
 )
+from diffusers_compress.codecs import lossy_part
 from diffusers_compress.codecs.diffc import format as diffc_format  # noqa: E402
 from diffusers_compress.codecs.diffc import rate  # noqa: E402
 from diffusers_compress.codecs.diffc.timesteps import timesteps_of  # noqa: E402
@@ -90,6 +91,7 @@ CASES = {
     "uqdm-tiles": ("uqdm", "v_prediction", (40, 21), {"num_coding_steps": 2}, {"reconstruction": "denoised"}, None),
     "uqdm-cut": ("uqdm", "epsilon", (17, 9), {"num_coding_steps": 3}, {}, 150),
     "uqdm-1x1": ("uqdm", "v_prediction", (1, 1), {"lossless": True}, {}, None),
+    "diffc-lossless": ("diffc", "epsilon", (21, 17), {"max_bytes": 100, "lossless": True}, {}, None),
     "refine-jpeg": ("refine", "epsilon", (72, 40), {"fidelity": 0.1, "prompt": "a house", "seed": 5}, {}, None),
     "refine-webp": ("refine", "v_prediction", (33, 31), {"max_bytes": 250, "base": "webp"}, {"realism": 0.5}, None),
     "refine-avif-preview": ("refine", "embedded", (64, 48), {"max_bytes": 600, "base": "avif"}, {"preview": True}, None),
@@ -232,7 +234,8 @@ def picture(width, height):
 
 
 def symbols(pipe, data):
-    """What has to come out of a file exactly, whatever the machine, as plain values."""
+    """What has to come out of a file exactly, whatever the machine, as plain values; of a lossless file in its lossy part."""
+    data = lossy_part(data) or data
     if isinstance(pipe, DiffCPipeline):
         _, parameters, messages, _ = diffc_format.read_file(data)
         timesteps = timesteps_of(from_pure_noise(pipe.noise_schedule()), parameters)

@@ -31,11 +31,6 @@ def samples(x: Tensor) -> Tensor:
     return (2 * ((x.double() + 1) * 127.5).round() + 1) / 256 - 1
 
 
-def is_8_bit(x: Tensor) -> bool:
-    """Whether `samples` loses nothing of x, up to float32."""
-    return bool(((x.double() + 1) * 127.5 - ((x.double() + 1) * 127.5).round()).abs().max() < 1e-3)
-
-
 def picture(x: Tensor) -> Tensor:
     """Undoes `samples`: x as the model has it -> black and white at -1 and 1, values between pixels too."""
     return pixels_of(x) / 127.5 - 1
