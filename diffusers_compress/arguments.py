@@ -7,13 +7,14 @@ from typing import Any
 from diffusers_compress.format.container import Header
 
 
-def check_rates(rates: dict[str, float | None], required: bool = True) -> None:
-    """ValueError unless exactly one rate is given (at most one if none is required), in its range."""
+def check_rates(rates: dict[str, Any], required: bool = True) -> None:
+    """ValueError unless exactly one rate is given (at most one if none is required), in its range; `target_metric` is a pair."""
     given = {name: rate for name, rate in rates.items() if rate is not None}
     if len(given) > 1 or required and not given:
         count, names = "exactly" if required else "at most", list(rates)
         raise ValueError(f"give {count} one of {', '.join(names[:-1])} and {names[-1]}; given: {', '.join(given) or 'none'}")
     for name, rate in given.items():
+        rate = rate[1] if isinstance(rate, tuple) else rate
         if not rate > 0:
             raise ValueError(f"{name} must be above 0, not {rate}")
         if name == "fidelity" and rate > 1:

@@ -109,6 +109,9 @@ class ImageCodec(Protocol):
             target_bpp: bits per pixel that no file exceeds, 8 * bytes / (width * height).
             max_bytes: size in bytes that no file exceeds.
             fidelity: in (0, 1], on the codec's own scale.
+            target_psnr: in dB, that the decoded picture reaches by a file that is as small as can be found.
+            target_metric: (name, value) of another metric in place of that, a name of `quality.NAMES` such as "lpips" or "wd".
+            decoding: arguments of `decompress` that the receiver will use: a target is that of the picture decoded so.
             prompt: one for all or one for each picture.
             lossless: let the file hold every pixel; unless the codec does that itself, the rate is that of the lossy file within.
             batch_size: pictures of like size that go through the networks together at most.

@@ -15,7 +15,7 @@ from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusers_compress import hub, images, loading, lossless
+from diffusers_compress import hub, images, loading, lossless, quality
 from diffusers_compress.arguments import check_output_type, check_rates, permitted_bytes
 from diffusers_compress.contract import CODECS, known_numbers, name_of
 from diffusers_compress.errors import WrongModel
@@ -23,6 +23,7 @@ from diffusers_compress.fingerprint import has_adapters
 from diffusers_compress.format.container import Header
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 from diffusers_compress.outputs import CompressOutput, RoundTripOutput
+from diffusers_compress.quality import Quality
 
 Callback = Callable | PipelineCallback | MultiPipelineCallbacks | None  # as diffusers' pipelines take it
 Watch = Callable[[int, int, dict[str, Tensor]], None] | None  # the same for us: of the step's number, its timestep, its tensors
@@ -33,6 +34,14 @@ class Rate(TypedDict, total=False):
 
     target_bpp: float | None
     max_bytes: int | None
+
+
+class Goal(Rate, total=False):
+    """What `compress` of every codec with a `fidelity` takes, see `contract.ImageCodec`."""
+
+    target_psnr: float | None
+    target_metric: tuple[str, float] | None
+    decoding: dict | None
 
 
 class Decoding(TypedDict, total=False):
@@ -145,7 +154,8 @@ class CodecMixin:
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         if "compress" in vars(cls):
-            cls.compress = undisturbed(explicit(cls.compress, cls.read_pictures))
+            has_fidelity = "fidelity" in inspect.signature(cls.compress).parameters
+            cls.compress = undisturbed(explicit(cls.compress, cls.read_goal if has_fidelity else cls.read_pictures))
             cls.decompress = undisturbed(explicit(cls.decompress, cls.read_files))
             if "lossless" not in inspect.signature(cls.compress).parameters:
                 cls.compress, cls.decompress = lossless.encodes(cls.compress), lossless.decodes(cls.decompress)
@@ -228,7 +238,7 @@ class CodecMixin:
         self,
         codec: int,
         image: PipelineImageInput,
-        own_rates: dict[str, float | None] = {},
+        own_rates: dict[str, Any] = {},
         *,
         target_bpp: float | None = None,
         max_bytes: int | None = None,
@@ -242,6 +252,23 @@ class CodecMixin:
             header = Header(codec, x.shape[2], x.shape[1], identity, b"")
             pictures.append(Picture(header, x, permitted_bytes(header, target_bpp, max_bytes), notes))
         return pictures
+
+    def read_goal(
+        self,
+        codec: int,
+        image: PipelineImageInput,
+        fidelity: float | None,
+        *,
+        target_bpp: float | None = None,
+        max_bytes: int | None = None,
+        target_psnr: float | None = None,
+        target_metric: tuple[str, float] | None = None,
+        decoding: dict | None = None,
+    ) -> tuple[list[Picture], Quality | None]:
+        """As `read_pictures`, and the quality that is wanted in place of a rate."""
+        goals = {"fidelity": fidelity, "target_psnr": target_psnr, "target_metric": target_metric}
+        pictures = self.read_pictures(codec, image, goals, target_bpp=target_bpp, max_bytes=max_bytes)
+        return pictures, quality.wanted(target_psnr, target_metric, decoding)
 
     # -------------------------------------------------------------------------------------------------- from files to pictures
 

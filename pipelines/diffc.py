@@ -11,6 +11,7 @@ sides know how large the denoiser's error is at each frequency (`reference`).
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Unpack
 
@@ -32,23 +33,21 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress.arguments import check_choice, check_walk, generators_of, prompts_of
-from diffusers_compress.codecs.diffc import drift, loop, reference
+from diffusers_compress.codecs.diffc import drift, loop, reference, target
 from diffusers_compress.codecs.diffc.ends import Channel, Receiver, Sender, drift_of
+from diffusers_compress.codecs.diffc.finish import RECONSTRUCTIONS, Finish, finished
 from diffusers_compress.codecs.diffc.format import MAX_PROMPT_BYTES, MAX_STEPS, Parameters, read_file
 from diffusers_compress.codecs.diffc.rate import down_to, within
 from diffusers_compress.coding import randomness
 from diffusers_compress.coding.channels import CHANNELS, channel_of
 from diffusers_compress.contract import DIFFC
-from diffusers_compress.diffusion import schedule, solvers
+from diffusers_compress.diffusion import schedule
 from diffusers_compress.diffusion.families.common import scale_factor_of
-from diffusers_compress.diffusion.realism import dial
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.variance_head import VarianceHead
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import Callback, Decoding, Rate, Watch, compressed, groups_of
-
-RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
+from diffusers_compress.pipeline import Callback, Decoding, Goal, Watch, compressed, groups_of
 
 
 class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
@@ -111,7 +110,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         batch_size: int = 8,
         callback_on_step_end: Callback = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
-        **rate: Unpack[Rate],
+        **rate: Unpack[Goal],
     ) -> CompressOutput:
         """Pictures to files.
 
@@ -120,12 +119,12 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             fidelity: in (0, 1]; the stream ends at about the timestep (1 - fidelity) (T - 1), not below it.
             prompt: one for all or one for each picture; stored in the file.
             num_coding_steps: 1 to 256, each a network call (but the first, unless the model knows pure noise). A file so small that a
-                step would have less than 64 bits has fewer; with `fidelity` it is the number for an average picture.
+                step would have less than 64 bits has fewer; without a size it is the number for an average picture.
             coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU a second a step or more; or "poisson",
                 the published coder.
             batch_size: pictures of like size that go through the network together at most.
             callback_on_step_end, callback_on_step_end_tensor_inputs: as in `decompress`.
-            rate: `target_bpp` or `max_bytes`, which no file exceeds, if not `fidelity`.
+            rate: `target_bpp`, `max_bytes`, `target_psnr` or `target_metric`, if not `fidelity`; see `contract.ImageCodec.compress`.
 
         Raises:
             ValueError: for an argument out of its range, or a size that even an empty file exceeds.
@@ -134,7 +133,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         if not 1 <= num_coding_steps <= MAX_STEPS:
             raise ValueError(f"num_coding_steps must be from 1 to {MAX_STEPS}, not {num_coding_steps}")
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        pictures = self.read_pictures(DIFFC, image, {"fidelity": fidelity}, **rate)
+        pictures, wanted = self.read_goal(DIFFC, image, fidelity, **rate)
         prompts = prompts_of(prompt, len(pictures), MAX_PROMPT_BYTES)
         noise, number = schedule.from_pure_noise(self.noise_schedule()), CHANNELS[coder].number
 
@@ -142,15 +141,16 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         for group, x_0 in self.encode_groups(pictures, batch_size):
             senders = []
             for i, x in zip(group, x_0.split(1)):
-                header, parameters = pictures[i].header, Parameters(number, 0, prompt=prompts[i])
-                if fidelity is None:
-                    control = within(pictures[i].max_bytes, noise, header, parameters, num_coding_steps)
+                own = noise, pictures[i].header, Parameters(number, 0, prompt=prompts[i]), num_coding_steps
+                if wanted is not None:
+                    senders.append(target.sender(self, wanted, pictures[i].x, x, *own))
+                elif fidelity is not None:
+                    control = down_to(noise.timestep_of(fidelity), *own, self.error_calibration(), x.shape[1:])
+                    senders.append(Sender(x, control))
                 else:
-                    t = noise.timestep_of(fidelity)
-                    bits = reference.expected_bits(self.error_calibration(), x.shape[1:], float(noise.snr[t]))
-                    control = down_to(t, noise, header, parameters, num_coding_steps, bits)
-                senders.append(Sender(x, control))
-            ends = self.reverse(noise, channel_of(number), senders, x_0.shape[1:], [prompts[i] for i in group], watch)
+                    senders.append(Sender(x, within(pictures[i].max_bytes, *own)))
+            walk, texts = target.walk if wanted else loop.walk, [prompts[i] for i in group]
+            ends = self.reverse(noise, channel_of(number), senders, x_0.shape[1:], texts, watch, walk)
             for i, sender, (x_t, _) in zip(group, senders, ends):
                 sender.end_at(x_t)
                 files[i] = sender.file()
@@ -188,8 +188,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         check_walk(num_inference_steps, realism)
         opened = self.read_files(read_file, bitstreams, **shared)
         files, notes, watch = opened.contents, opened.notes, opened.watch
-        generators, noise = generators_of(generator, len(files)), self.noise_schedule()
-        coded = schedule.from_pure_noise(noise)
+        generators, coded = generators_of(generator, len(files)), schedule.from_pure_noise(self.noise_schedule())
 
         pictures, drifts = [None] * len(files), [None] * len(files)
         shapes = [(self.latent_shape(file.header.height, file.header.width), file.parameters.channel) for file in files]
@@ -197,13 +196,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             prompts, (shape, channel) = [files[i].parameters.prompt for i in group], shapes[group[0]]
             receivers = [Receiver(coded, files[i].parameters, files[i].payload) for i in group]
             ends = self.reverse(coded, channel_of(channel), receivers, shape, prompts, watch)
-            if reconstruction == "ancestral":
-                walks = [solvers.ancestral(x_t, t, num_inference_steps, noise, generators[i]) for i, (x_t, t) in zip(group, ends)]
-            else:
-                walks = [solvers.solve(x_t, t, num_inference_steps, noise, self.scheduler) for x_t, t in ends]
-            walks = [dial(walk, realism * (reconstruction != "denoised"), noise) for walk in walks]
-            x = self.decode_latent(torch.cat(self.run(walks, prompts, guidance_scale, watch)))
-            decoded = self.pictures_of(x, [files[i].header for i in group], opened.output_type)
+            how = Finish(reconstruction, realism, num_inference_steps, guidance_scale, [generators[i] for i in group])
+            headers = [files[i].header for i in group]
+            decoded = finished(self, ends, headers, prompts, how, opened.output_type, watch)
             for i, (x_t, _), picture in zip(group, ends, decoded):
                 pictures[i], drifts[i] = picture, drift_of(x_t, files[i])
                 notes[i] += [*files[i].notes(), *drift.notes(drifts[i])]
@@ -219,15 +214,15 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         shape: tuple[int, int, int],
         prompts: list[str],
         watch: Watch = None,
+        walk: Callable = loop.walk,
     ) -> list[tuple[Tensor, int]]:
         """The coding loop with this model: x_t [1, C, h, w] and t of each picture where its stream ends."""
         # Shared noise that stands for x_T ~ N(0, I)
         x_t = randomness.normals(math.prod(shape), randomness.START, device=self._execution_device)
         x_t = x_t.view(1, *shape).repeat(len(ends), 1, 1, 1)
         error_variance = partial(reference.expected_error, noise, self.error_calibration(), self.variance_head)
-        return self.with_network(
-            lambda network: loop.reverse(noise, channel, x_t, ends, network, error_variance), prompts, watch=watch
-        )
+        coding = partial(loop.reverse, noise, channel, x_t, ends, error_variance=error_variance, walk=walk)
+        return self.with_network(coding, prompts, watch=watch)
 
     def error_calibration(self) -> dict | None:
         return (self.config.calibration or {}).get("error")

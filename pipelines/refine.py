@@ -40,7 +40,8 @@ from diffusers_compress.format.limits import Limits
 from diffusers_compress.images import formats
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import Decoding, Rate, Watch, compressed, groups_of, undisturbed
+from diffusers_compress.pipeline import Decoding, Goal, Watch, compressed, groups_of, undisturbed
+from diffusers_compress.quality import smallest
 
 
 class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
@@ -97,7 +98,7 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
         base: str = "jpeg",
         seed: int = 0,
         batch_size: int = 8,
-        **rate: Unpack[Rate],
+        **rate: Unpack[Goal],
     ) -> CompressOutput:
         """Pictures to files.
 
@@ -108,7 +109,7 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
             base: "jpeg", "webp", "avif", "jxl" or "jpeg2000".
             seed: of the noise that a decoder adds, 0 to 2**32 - 1; stored in the file.
             batch_size: pictures of like size that go through the autoencoder together at most.
-            rate: `target_bpp` or `max_bytes`, which no file exceeds, if not `fidelity`.
+            rate: `target_bpp`, `max_bytes`, `target_psnr` or `target_metric`, if not `fidelity`; see `contract.ImageCodec.compress`.
 
         Raises:
             ValueError: for an argument out of its range, or a size that even the smallest file exceeds.
@@ -116,20 +117,27 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
         check_choice("base", base, formats.FORMATS)
         if seed not in range(MAX_SEED + 1):
             raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, not {seed}")
-        pictures = self.read_pictures(REFINE, image, {"fidelity": fidelity}, **rate)
+        pictures, wanted = self.read_goal(REFINE, image, fidelity, **rate)
         prompts = prompts_of(prompt, len(pictures), MAX_PROMPT_BYTES)
 
         files = [b""] * len(pictures)
         with self.labelled_bar("pictures", len(pictures)) as bar:
             for group, x_0 in self.encode_groups(pictures, batch_size):
                 for i, x in zip(group, x_0):
-                    header, samples, limit, _ = pictures[i]
                     parameters = Parameters(base, [0] * len(x), seed, prompts[i])
-                    overhead = container.overhead(replace(header, parameters=parameters.to_bytes()))
-                    data = formats.encoded(base, images.to_output(samples[None])[0], fidelity, limit, overhead)
-                    y = self.encode_picture(self.pad(formats.as_stored(formats.opened(base, data)))[None])[0]
-                    parameters.errors = [code_of(error) for error in (y - x).square().mean((1, 2)).sqrt().tolist()]
-                    files[i] = container.pack(replace(header, parameters=parameters.to_bytes()), data)
+
+                    def coded(fidelity, i=i, x=x, parameters=parameters):
+                        header, samples, limit, _ = pictures[i]
+                        overhead = container.overhead(replace(header, parameters=parameters.to_bytes()))
+                        data = formats.encoded(base, images.to_output(samples[None])[0], fidelity, limit, overhead)
+                        y = self.encode_picture(self.pad(formats.as_stored(formats.opened(base, data)))[None])[0]
+                        parameters.errors = [code_of(error) for error in (y - x).square().mean((1, 2)).sqrt().tolist()]
+                        return container.pack(replace(header, parameters=parameters.to_bytes()), data)
+
+                    if wanted is not None:
+                        files[i] = smallest(wanted, coded, self, pictures[i].x)
+                    else:
+                        files[i] = coded(fidelity)
                     bar.update()
         return compressed(files, pictures)
 

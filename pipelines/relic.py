@@ -43,7 +43,8 @@ from diffusers_compress.format.limits import Limits
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
-from diffusers_compress.pipeline import Decoding, Rate, compressed, groups_of
+from diffusers_compress.pipeline import Decoding, Goal, compressed, groups_of
+from diffusers_compress.quality import smallest
 
 AFFINE_SHARE = 32  # a file must be so many times as large as its scales and shifts, 12 bits a channel, to have them
 
@@ -108,7 +109,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         rounding: str = "dithered",
         entropy_model: str | None = None,
         batch_size: int = 8,
-        **rate: Unpack[Rate],
+        **rate: Unpack[Goal],
     ) -> CompressOutput:
         """Pictures to files. The diffusion network is not called.
 
@@ -119,14 +120,14 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             rounding: "dithered" (universal quantization: the error is noise, whatever the picture), or "plain".
             entropy_model: "hyperprior" or "adaptive"; default: the hyperprior if the pipeline has one.
             batch_size: pictures of like size that go through the autoencoder together at most.
-            rate: `target_bpp` or `max_bytes`, which no file exceeds, if not `fidelity`.
+            rate: `target_bpp`, `max_bytes`, `target_psnr` or `target_metric`, if not `fidelity`; see `contract.ImageCodec.compress`.
 
         Raises:
             ValueError: for an argument out of its range, or a size that even the coarsest file exceeds.
         """
         check_choice("rounding", rounding, ROUNDINGS)
         model, noise = self.entropy_model(entropy_model), self.noise_schedule()
-        pictures = self.read_pictures(RELIC, image, {"fidelity": fidelity}, **rate)
+        pictures, wanted = self.read_goal(RELIC, image, fidelity, **rate)
         prompts = prompts_of(prompt, len(pictures), MAX_PROMPT_BYTES)
 
         files = [b""] * len(pictures)
@@ -137,11 +138,15 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                     network = self.parameter_network if size >= AFFINE_SHARE * 12 * len(x) / 8 else None
                     parameters = Parameters(model.number, rounding == "dithered", 0, 0, model.tables, None, prompt=prompts[i])
                     search = RateSearch(x, pictures[i].header, parameters, noise, model, self.statistics(), network)
-                    if fidelity is None:
-                        files[i] = search.within(size)
-                    else:
+
+                    def coded(fidelity, search=search):
                         width = math.sqrt(12) / float(noise.ratio[noise.timestep_of(fidelity)])  # D^2 / 12 = sigma^2 / alpha^2
-                        files[i] = search.data(step_number(width))
+                        return search.data(step_number(width))
+
+                    if wanted is not None:
+                        files[i] = smallest(wanted, coded, self, pictures[i].x)
+                    else:
+                        files[i] = search.within(size) if fidelity is None else coded(fidelity)
                     bar.update()
         return compressed(files, pictures)
 

@@ -328,7 +328,7 @@ def test_a_codec_to_come_is_named():
             codecs.describe(bytes(data))
 
 
-VALUES = {"--coder": "trellis", "--captioner": "blip", "--reconstruction": "flow"}
+VALUES = {"--coder": "trellis", "--captioner": "blip", "--reconstruction": "flow", "--metric": "wd=1"}
 
 
 @pytest.mark.parametrize(("verb", "method", "options"), [("encode", "compress", ENCODING), ("decode", "decompress", DECODING)])

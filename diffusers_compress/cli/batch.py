@@ -24,6 +24,8 @@ from diffusers_compress.cli.options import (
     Model,
     Options,
     Preset,
+    Psnr,
+    TargetMetric,
     Tree,
     check_known,
     check_preset,
@@ -45,6 +47,8 @@ def batch_command(
     bpp: Bpp = None,
     max_bytes: MaxBytes = None,
     fidelity: Fidelity = None,
+    psnr: Psnr = None,
+    metric: TargetMetric = None,
     option: Options = None,
     batch_size: BatchSize = 8,
     preset: Preset = None,
@@ -58,8 +62,12 @@ def batch_command(
     `accelerate launch -m diffusers_compress.cli batch ...` shares the work among GPUs and machines.
     """
     options = dict(map(named_value, option or []))
-    rates = zip(RATES, (bpp, max_bytes, fidelity))
-    rates = dict(rate for rate in rates if rate[1] is not None) if decode else given_rates(codec, bpp, max_bytes, fidelity)
+    rates = zip(RATES, (bpp, max_bytes, fidelity, psnr, metric))
+    rates = (
+        dict(rate for rate in rates if rate[1] is not None)
+        if decode
+        else given_rates(codec, bpp, max_bytes, fidelity, psnr, metric)
+    )
     check_preset(codec, preset)
     typed = {f"--option {name}": name for name in options} | {rate: RATES[rate] for rate in rates}
     check_known(codec, "decompress" if decode else "compress", typed)

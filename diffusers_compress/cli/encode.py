@@ -22,8 +22,10 @@ from diffusers_compress.cli.options import (
     Options,
     Preset,
     Prompt,
+    Psnr,
     Source,
     Target,
+    TargetMetric,
     arguments_of,
     check_preset,
     given_rates,
@@ -42,6 +44,8 @@ def encode_command(
     bpp: Bpp = None,
     max_bytes: MaxBytes = None,
     fidelity: Fidelity = None,
+    psnr: Psnr = None,
+    metric: TargetMetric = None,
     prompt: Prompt = None,
     coder: Coder = None,
     codec: CodecName = DEFAULT,
@@ -56,10 +60,10 @@ def encode_command(
     dtype: Dtype = "float32",
     force: Force = False,
 ):
-    """Compress a picture. Give exactly one of --bpp, --max-bytes and --fidelity, or none where the model decides the rate."""
+    """Compress a picture. Give exactly one of --bpp, --max-bytes, --fidelity, --psnr and --metric, or none where the model decides."""
     options = {"--prompt": prompt, "--coder": coder, "--captioner": captioner, "--seed": seed, "--base": base}
     options["--lossless"] = lossless or None
-    options |= given_rates(codec, bpp, max_bytes, fidelity)
+    options |= given_rates(codec, bpp, max_bytes, fidelity, psnr, metric)
     check_preset(codec, preset)
     check_target(target, source, force)
     image = open_picture(source)

@@ -35,6 +35,10 @@ Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="
 Bpp = Annotated[float | None, typer.Option(help="Bits per pixel not to exceed.")]
 MaxBytes = Annotated[int | None, typer.Option(help="File size not to exceed.")]
 Fidelity = Annotated[float | None, typer.Option(help="How far down the noise the stream goes, above 0 and up to 1.")]
+Psnr = Annotated[float | None, typer.Option(help="PSNR in dB that the decoded picture reaches, in place of a rate.")]
+TargetMetric = Annotated[
+    str | None, typer.Option("--metric", metavar="NAME=VALUE", help="As --psnr, of another metric: lpips, dists, wd, ms_ssim.")
+]
 Prompt = Annotated[str | None, typer.Option(help="What the picture shows; stored in the file.")]
 Coder = Annotated[
     Literal["trellis", "trellis32", "poisson"] | None,
@@ -119,7 +123,13 @@ Anew = Annotated[bool, typer.Option("--force", help="Begin anew, also in a folde
 
 
 # Option -> argument of `compress` and of `decompress`.
-RATES = {"--bpp": "target_bpp", "--max-bytes": "max_bytes", "--fidelity": "fidelity"}
+RATES = {
+    "--bpp": "target_bpp",
+    "--max-bytes": "max_bytes",
+    "--fidelity": "fidelity",
+    "--psnr": "target_psnr",
+    "--metric": "target_metric",
+}
 ENCODING = RATES | {
     "--prompt": "prompt",
     "--coder": "coder",
@@ -137,17 +147,21 @@ DECODING = {
 }
 
 
-def given_rates(codec: str, bpp: float | None, max_bytes: int | None, fidelity: float | None) -> dict[str, float]:
-    """The rates that were given, by option; UsageError unless they are as many as the codec takes, and in range."""
-    given = {option: rate for option, rate in zip(RATES, (bpp, max_bytes, fidelity)) if rate is not None}
+def given_rates(codec: str, *rates: float | str | None) -> dict[str, Any]:
+    """Of `rates`, in the order of RATES, those that were given, by option; UsageError unless they are as many as the codec takes, and in
+    range."""
+    given: dict[str, Any] = {option: rate for option, rate in zip(RATES, rates) if rate is not None}
     kind, names = CODECS[codec].rate, ", ".join(given) or "none"
     if kind == "required" and len(given) != 1:
         raise UsageError(f"give exactly one of {', '.join(RATES)}; given: {names}")
     if kind == "cap" and len(given) > 1:
         raise UsageError(f"give at most one of {', '.join(RATES)} to {codec}; given: {names}")
+    if "--metric" in given:
+        given["--metric"] = named_value(given["--metric"], "--metric")
     for option, rate in given.items():
-        if not rate > 0 or (option == "--fidelity" and rate > 1):
-            raise UsageError(f"{option} must be above 0{' and at most 1' if option == '--fidelity' else ''}, not {rate}")
+        number = rate[1] if option == "--metric" else rate
+        if not isinstance(number, int | float) or not number > 0 or (option == "--fidelity" and number > 1):
+            raise UsageError(f"{option} must be above 0{' and at most 1' if option == '--fidelity' else ''}, not {number}")
     return given
 
 
@@ -191,11 +205,11 @@ def preview_arguments(codec: str, typed: dict[str, Any]) -> dict[str, Any]:
     return preview
 
 
-def named_value(text: str) -> tuple[str, object]:
+def named_value(text: str, option: str = "--option") -> tuple[str, object]:
     """NAME=VALUE as a pair; the value a number or a truth value where it reads as one, otherwise text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise UsageError(f"--option {text}: give NAME=VALUE")
+        raise UsageError(f"{option} {text}: give NAME=VALUE")
     try:
         return name, literal_eval(value)
     except (ValueError, SyntaxError):

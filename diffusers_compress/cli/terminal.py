@@ -19,6 +19,8 @@ INTERVAL = 10.0  # seconds between lines of progress where there is no terminal
 OPTIONS = {  # what a message calls an argument of the pipelines -> what its user typed
     "target_bpp": "--bpp",
     "max_bytes": "--max-bytes",
+    "target_psnr": "--psnr",
+    "target_metric": "--metric",
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "allow_other_model (--any-model)": "--any-model",

@@ -20,6 +20,8 @@ from diffusers_compress.files import open_regular, read_text, write_file
 from diffusers_compress.format import container
 from diffusers_compress.metrics import distortion
 
+TARGETS = {"target_psnr", "target_metric"}  # options of a codec that decide the rate in place of the report's
+
 
 @cache
 def load_metric(name: str) -> Callable:
@@ -99,8 +101,10 @@ def encode(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
     else:
         pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp)
         with stopwatch(pipe) as clock:
-            rate = {} if CODECS[codec.name].rate == "none" else {"target_bpp": task.target_bpp}
-            data = pipe.compress(image, **rate, **dict(codec.encode_options)).bitstreams[0]
+            options = dict(codec.encode_options)
+            if CODECS[codec.name].rate != "none" and TARGETS.isdisjoint(options):
+                options["target_bpp"] = task.target_bpp
+            data = pipe.compress(image, **options).bitstreams[0]
         facts = {"fingerprint": pipe.fingerprint().hex(), "header_bytes": container.read_header(data)[1]}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, data, overwrite=True)

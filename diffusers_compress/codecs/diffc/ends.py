@@ -30,8 +30,8 @@ class Sender:
     def goes_on(self, t: int, step: int) -> bool:
         return self.rate.goes_on(t, step)
 
-    def plan(self, t: int, x_0_hat: Tensor, error: Tensor) -> tuple[int, int, Tensor] | None:
-        """(s, budget, shift [n]) of the next step, or None if nothing more fits.
+    def plan(self, t: int, x_0_hat: Tensor, error: Tensor, limit: int | None = None) -> tuple[int, int, Tensor] | None:
+        """(s, budget, shift [n]) of the next step, its budget no more than `limit`, or None if nothing more fits.
 
         y ~ N(m, I) is sent with the shift m = (mu_q - mu_p) / std = sqrt(snr_s - snr_t) (x_0 - x_0_hat). Theis et al. 2022
         """
@@ -41,7 +41,7 @@ class Sender:
             v = excess(self.channel, error[None], budget)[0]
             return reference.snr_gain(difference.square(), v, self.channel.kl(budget))
 
-        step = self.rate.next_step(t, snr_gain)
+        step = self.rate.next_step(t, snr_gain, limit)
         if step is None:
             return None
         s, budget = step

@@ -40,20 +40,39 @@ class Transmit(NamedTuple):
         return self.step, self.budget
 
 
+class Taken(NamedTuple):
+    """A step that was taken: its message, and x_t and t where it ends."""
+
+    message: Any
+    x_t: Tensor
+    t: int
+
+
+def one_step(
+    noise: NoiseSchedule, channel: Channel, x_t: Tensor, t: int, step: int, end: Sender | Receiver, known: tuple, *limit: int
+) -> Generator[NamedTuple, Any, Taken | None]:
+    """The step from t, with what `Denoise` says of x_t; None if nothing more fits. limit: what its budget must not exceed."""
+    x_0_hat, error, rank = known
+    plan = end.plan(t, x_0_hat, error, *limit)
+    if plan is None:
+        return None
+    s, budget, sent = plan
+    message, y = yield Transmit(step, budget, sent, error, rank)
+    mu_p, std = equations.posterior(x_t, x_0_hat, *noise.level(t), *noise.level(s))
+    return Taken(message, mu_p + std * from_coefficients(channel, y.view_as(mu_p)), s)
+
+
 def walk(noise: NoiseSchedule, channel: Channel, x_t: Tensor, end: Sender | Receiver) -> Generator:
     """From pure noise x_t [1, C, h, w] down, step by step, as far as the file goes. Returns x_t and t there."""
     t, step = noise.alpha.numel() - 1, 0
     while end.goes_on(t, step):
-        x_0_hat, error, rank = yield Denoise(x_t, t)
-        plan = end.plan(t, x_0_hat, error)
-        if plan is None:
+        known = yield Denoise(x_t, t)
+        taken = yield from one_step(noise, channel, x_t, t, step, end, known)
+        if taken is None:
             break
-        s, budget, sent = plan
-        message, y = yield Transmit(step, budget, sent, error, rank)
+        message, x_t, t = taken
         end.messages.append(message)
-        mu_p, std = equations.posterior(x_t, x_0_hat, *noise.level(t), *noise.level(s))
-        x_t = mu_p + std * from_coefficients(channel, y.view_as(mu_p))
-        t, step = s, step + 1
+        step += 1
     return x_t, t
 
 
@@ -64,6 +83,7 @@ def reverse(
     ends: list[Sender] | list[Receiver],
     network: Callable[[Tensor, list[int], list[int]], Tensor],
     error_variance: Callable[[Tensor, Tensor, list[int]], tuple[Tensor, Tensor]],
+    walk: Callable = walk,
 ) -> list[tuple[Tensor, int]]:
     """The walks of a batch of pictures from x_t [B, C, h, w]: x_t [1, C, h, w] and t of each where its stream ends.
 

@@ -5,6 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import replace
 
+from diffusers_compress.codecs.diffc import reference
 from diffusers_compress.codecs.diffc.format import (
     BUDGET_DIGITS,
     BUDGET_RANK_BITS,
@@ -44,10 +45,14 @@ class RateControl:
         full = 0 < step and self.parameters.last < self.parameters.budget
         return t > self.stop_t and step < self.max_steps and not full
 
-    def next_step(self, t: int, snr_gain: Callable[[int], float]) -> tuple[int, int] | None:
-        """(s, budget) of the step from t, or None if nothing more fits. snr_gain(budget): snr_s - snr_t that a budget pays for."""
+    def next_step(self, t: int, snr_gain: Callable[[int], float], limit: int | None = None) -> tuple[int, int] | None:
+        """(s, budget) of the step from t, or None if nothing more fits.
+
+        snr_gain(budget): snr_s - snr_t that a budget pays for. limit: what the budget must not exceed.
+        """
         strides = self.parameters.strides
         budget = self.affordable(strides[-1] if strides else STRIDE_UNIT)
+        budget = budget if limit is None else min(budget, limit)
         stride = self.stride_to(float(self.noise.snr[t]) + snr_gain(budget)) if budget > 0 else 1
         if next_timestep(self.noise, t, [*strides, stride]) <= self.stop_t:
             stride = self.stride_within(t, stride)
@@ -102,8 +107,17 @@ def within(max_bytes: float, noise: NoiseSchedule, header: Header, parameters: P
     return RateControl(noise, header, parameters, 0, steps, max_bytes)
 
 
-def down_to(t: int, noise: NoiseSchedule, header: Header, parameters: Parameters, steps: int, bits: float) -> RateControl:
-    """For a file that goes down to timestep t; an average picture takes so many bits there, in so many steps."""
+def down_to(
+    t: int,
+    noise: NoiseSchedule,
+    header: Header,
+    parameters: Parameters,
+    steps: int,
+    calibration: dict | None,
+    shape: tuple[int, int, int],
+) -> RateControl:
+    """For a file that goes down to timestep t, of a latent of `shape` [C, h, w]; an average picture's has so many steps."""
+    bits = reference.expected_bits(calibration, shape, float(noise.snr[t]))
     parameters.check = 0 if bits >= 8 * CHECKED_BYTES else None
     budget = max(MIN_BUDGET, channel_of(parameters.channel).budget(bits / steps))
     parameters.budget = nearest(budget, BUDGET_DIGITS)
