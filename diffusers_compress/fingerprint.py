@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from accelerate.utils import named_module_tensors
-from safetensors import safe_open
 from torch import Tensor, nn
+
+from diffusers_compress.weights import diffusers_hooks, disk_group, plain, stored
 
 SAMPLES = 16_384
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
@@ -67,10 +67,10 @@ def _weights(component: str, module: nn.Module, fused: bool) -> Iterator[tuple[T
     and scale of its adapter, and the name of a type that is narrower than 16 bits."""
     parts = dict(module.named_modules())
     _check_calls(component, module, parts)
-    state, adapters = _values(module, parts), {}
+    state, adapters = stored(module), {}
     for path, layer in _tuner_layers(parts).items():
         active = _active(layer)
-        if fused and active and not any(_hooks(part) or hasattr(part, "_hf_hook") for part in layer.modules()):
+        if fused and active and not any(diffusers_hooks(part) or hasattr(part, "_hf_hook") for part in layer.modules()):
             layer_fused = copy.deepcopy(layer)  # PEFT's own arithmetic, in the type of the weights
             layer_fused.merge()
             base = {f"{path}.base_layer.{name}": tensor for name, tensor in layer_fused.get_base_layer().state_dict().items()}
@@ -79,59 +79,10 @@ def _weights(component: str, module: nn.Module, fused: bool) -> Iterator[tuple[T
             for name in getattr(layer, kind, {}):
                 adapters[f"{path}.{kind}.{name}"] = [kind, f"{active[name]:.6g}"] if name in active else None
     for name, tensor in state.items():
-        what = f"{component}.{name}"
-        if not isinstance(tensor, Tensor):
-            raise ValueError(
-                f"{what} is packed in a way that cannot be read back, as by torch's quantize_dynamic; load the model as it was saved, "
-                "or quantize it with torchao's quantize_"
-            )
-        if tensor.is_meta:
-            raise ValueError(f"{what} is on the meta device and has no values; load the weights")
         adapter = next((adapters[prefix] for prefix in _prefixes(name) if prefix in adapters), [])
         if adapter is not None:
-            tensor, kind = _plain(what, tensor)
+            tensor, kind = plain(f"{component}.{name}", tensor)
             yield tensor, [list(tensor.shape), *adapter, *kind]
-
-
-def _values(module: nn.Module, parts: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The state dictionary, with values that offloading keeps elsewhere: accelerate in a mapping, diffusers' groups in a file."""
-    state, names, files = module.state_dict(), {}, {}
-    for kind in (module.named_parameters, module.named_buffers):
-        for name, tensor in kind(remove_duplicate=False):  # a tied weight has several
-            names.setdefault(id(tensor), []).append(name)
-    for path, part in parts.items():
-        outer = getattr(part, "_hf_hook", None)
-        for hook in getattr(outer, "hooks", [outer]):
-            if getattr(hook, "weights_map", None) is not None:
-                for name, tensor in named_module_tensors(part, recurse=hook.place_submodules):
-                    if tensor.is_meta:
-                        state[f"{path}.{name}".lstrip(".")] = hook.weights_map[name]
-        group = getattr(_hooks(part).get("group_offloading"), "group", None)
-        if group is not None and group._is_offloaded_to_disk:  # what the parameters hold is memory that nobody filled
-            with safe_open(group.safetensors_file_path, "pt") as file:
-                for tensor, key in group.tensor_to_key.items():
-                    if files.setdefault(id(tensor), group.safetensors_file_path) != group.safetensors_file_path:
-                        raise ValueError(
-                            f"{names[id(tensor)][0]} is a tied weight, of which diffusers' group offloading to disk writes a second "
-                            "file after the values are gone; offload to memory"
-                        )
-                    for name in names.get(id(tensor), []):
-                        if name in state:  # some buffers are not
-                            state[name] = file.get_tensor(key)
-    return state
-
-
-def _plain(what: str, tensor: Tensor) -> tuple[Tensor, list[str]]:
-    """An ordinary tensor with the same values, and the name of its kind if it is narrower than 16 bits."""
-    tensor = tensor.detach()
-    if type(tensor).dequantize is not Tensor.dequantize or tensor.is_quantized:
-        return tensor.dequantize(), ["quantized"]
-    if hasattr(tensor, "__tensor_flatten__"):
-        raise ValueError(
-            f"{what} is a {type(tensor).__name__}, whose values cannot be read here; load the model as ordinary tensors"
-        )
-    narrow = tensor.is_floating_point() and tensor.element_size() < 2
-    return tensor.as_subclass(Tensor), [str(tensor.dtype).removeprefix("torch.")] if narrow else []
 
 
 def _tuner_layers(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -167,15 +118,16 @@ def _active(layer: nn.Module) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ what else decides the output
 
 
-def _hooks(module: nn.Module) -> dict[str, object]:
-    return getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-
-
 def _check_calls(component: str, module: nn.Module, parts: dict[str, nn.Module]) -> None:
     """ValueError for a network that needs more than a file says, or does not compute all of its output at each call."""
     if getattr(getattr(module, "config", None), "encoder_hid_dim_type", None) == "ip_image_proj":
         raise ValueError(f"{component} expects a picture as a prompt (IP-Adapter), which no file holds; call unload_ip_adapter()")
-    names = {name for part in parts.values() for name in _hooks(part)} - HARMLESS_HOOKS
+    if hasattr(module, "encode") and disk_group(module) and disk_group(module).tensor_to_key:
+        raise ValueError(
+            f"{component} is called by other methods than forward, so diffusers' group offloading to disk never reads some of its weights; "
+            f'offload it by "leaf_level" or leave it out: exclude_modules=["{component}"]'
+        )
+    names = {name for part in parts.values() for name in diffusers_hooks(part)} - HARMLESS_HOOKS
     if names:
         raise ValueError(
             f"{component} has the hook {min(names)} of diffusers, with which its output depends on earlier calls or leaves layers out; "

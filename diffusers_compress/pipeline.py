@@ -93,7 +93,7 @@ def undisturbed(call: Callable) -> Callable:
 
     @functools.wraps(call)
     def alone(self, *arguments, **options):
-        kinds = {"cpu", self._execution_device.type}
+        kinds = {"cpu", self._execution_device.type} - {"meta"}  # meta: accelerate holds all weights
         with ExitStack() as settings:
             settings.callback(self.maybe_free_model_hooks)
             settings.enter_context(torch.no_grad())
@@ -231,6 +231,12 @@ class CodecMixin:
             options: those of `save_pretrained`, such as variant="fp16".
         """
         return hub.push(self, repo_id, license, pictures, rates, private, token, commit_message, create_pr, **options)
+
+    def enable_group_offload(self, *arguments: object, exclude_modules: str | list[str] | None = None, **options) -> None:
+        """As diffusers', but networks that are small and not called by their `forward` stay on the device."""
+        exclude = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
+        small = [name for name in self._exclude_from_cpu_offload if self.components.get(name) is not None]
+        super().enable_group_offload(*arguments, exclude_modules=[*exclude, *small], **options)
 
     # -------------------------------------------------------------------------------------------------- from pictures to files
 

@@ -24,7 +24,10 @@ def main():
     parser.add_argument("--folder", type=Path, help="write the repository here instead of pushing it")
     args = parser.parse_args()
 
-    pictures = [images.open_image(path) for path in find_files(args.pictures).files.values()]
+    try:
+        pictures = [images.open_image(path) for path in find_files(args.pictures).files.values()]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     count = len(pictures) - args.held_out
     if count < 1:
         parser.error(f"{args.pictures} has {len(pictures)} pictures, and {args.held_out} are for the table; lower --held-out")

@@ -1,4 +1,4 @@
-"""Every picture of a folder to a file beside it in another, several at a time.
+"""Every picture of a folder's tree to a file of the same place and name in another, several at a time.
 
     python examples/encode_folder.py FOLDER OUT
 
@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from diffusers_compress import DiffCPipeline, embedded_model, images
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+from diffusers_compress.batch.walk import targets
+from diffusers_compress.files import find_files, skip_notes
 
 
 def main():
@@ -23,14 +23,22 @@ def main():
     args = parser.parse_args()
 
     pipe = DiffCPipeline.from_pretrained(args.model)
-    args.out.mkdir(parents=True, exist_ok=True)
-    paths = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    for start in range(0, len(paths), args.at_once):
-        some = paths[start : start + args.at_once]
-        coded = pipe.compress([images.open_image(path) for path in some], target_bpp=args.bpp)
-        for path, data, bpp in zip(some, coded.bitstreams, coded.bpp):
-            (args.out / f"{path.stem}.dfc").write_bytes(data)
-            print(f"{path.stem}.dfc: {len(data)} bytes, {bpp:.4f} bpp")
+    found, skipped = find_files(args.folder)
+    target = targets(found, ".dfc")  # photo.jpg.dfc and photo.png.dfc where photo.dfc would be both
+    for start in range(0, len(found), args.at_once):
+        pictures = {}
+        for name in list(found)[start : start + args.at_once]:
+            try:
+                pictures[name] = images.open_image(found[name])
+            except (OSError, ValueError) as error:
+                skipped[name] = str(error)
+        coded = pipe.compress(list(pictures.values()), target_bpp=args.bpp)
+        for name, data, bpp in zip(pictures, coded.bitstreams, coded.bpp):
+            path = args.out / target[name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            print(f"{path}: {len(data)} bytes, {bpp:.4f} bpp")
+    print("\n".join(skip_notes(skipped)))
 
 
 if __name__ == "__main__":

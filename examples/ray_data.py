@@ -10,6 +10,7 @@ its reason is in SHARDS/errors.jsonl. Shards of a run that was killed are not ta
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ def parse_args():
 def main():
     args = parse_args()
     args.shards.mkdir(parents=True)
-    paths = list(find_files(args.photos).files.values())
+    found = find_files(args.photos).files.values()
+    paths = [path for path in found if os.path.isfile(path)]  # reading a named pipe might never end
     coded = (
         ray.data.read_binary_files(paths, include_paths=True)
         .map_batches(
@@ -80,8 +82,9 @@ def main():
     good = coded.filter(lambda row: row["error"] == "").map(sample, fn_args=[str(args.photos.resolve())])
     good.write_webdataset(str(args.shards), min_rows_per_file=args.shard_size)
     failed = coded.filter(lambda row: row["error"] != "").drop_columns(["dfc"]).take_all()
+    failed += [{"path": path, "error": "not a regular file"} for path in found if path not in paths]
     (args.shards / "errors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in failed))
-    print(f"{args.shards}: {coded.count() - len(failed):,} pictures; {len(failed):,} failed, see errors.jsonl")
+    print(f"{args.shards}: {good.count():,} pictures; {len(failed):,} failed, see errors.jsonl")
 
 
 if __name__ == "__main__":

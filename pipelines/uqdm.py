@@ -27,6 +27,7 @@ from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.models.uqdm_network import UQDMNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
 from diffusers_compress.pipeline import Callback, CodecMixin, Decoding, Rate, Watch, check_finite, compressed
+from diffusers_compress.weights import portable
 
 
 class UQDMPipeline(CodecMixin, DiffusionPipeline):
@@ -156,13 +157,13 @@ class UQDMPipeline(CodecMixin, DiffusionPipeline):
 
     @property
     def coding_device(self) -> torch.device:
-        """Where the network is computed: the pipeline's device, or the CPU if that has no float64."""
+        """Where the network is computed: the pipeline's device, or the CPU if that has no float64 or no weights."""
         device = self._execution_device
-        return torch.device("cpu") if device.type == "mps" else device
+        return torch.device("cpu") if device.type in ("mps", "meta") else device
 
     def tiled_network(self, batch_size: int, watch: Watch, bar: tqdm) -> loop.Network:
         """network(z_t [3, H, W], t) -> (epsilon_hat, factor), in float64, for pictures of any size."""
-        model, config = self.network.portable().to(self.coding_device), self.network.config
+        model, config = portable(self.network).to(self.coding_device), self.network.config
         multiple = config.patch * 2 ** (len(config.block_out_channels) - 1)
         calls = 0
 

@@ -48,6 +48,7 @@ def photos(photo, tmp_path_factory):
     for i in range(6):
         photo.crop((i, i, 64 + i, 48 + i)).save(folder / "some" / f"{i}.png")
     (folder / "broken.png").write_bytes(b"not a picture")
+    os.mkfifo(folder / "pipe.png")
     return folder
 
 
@@ -71,14 +72,15 @@ def test_the_ray_stage_gives_the_pipelines_files(photos, pipe, tiny_sd_folder):
 def test_ray_data_from_a_folder_to_shards(photos, pipe, tiny_sd_folder, tmp_path, run):
     pytest.importorskip("ray")
     text = run("ray_data", photos, tmp_path / "shards", "--bpp", 0.4, "--model", tiny_sd_folder, "--batch-size", 3)
-    assert "6 pictures; 1 failed" in text
+    assert "6 pictures; 2 failed" in text
     found = {}
     for shard in (tmp_path / "shards").glob("*.tar"):
         found |= members(shard)
     expected = [pipe.compress(Image.open(photos / "some" / f"{i}.png"), target_bpp=0.4).bitstreams[0] for i in range(6)]
     assert found == {f"some/{i}_png.dfc": data for i, data in enumerate(expected)}
-    (failed,) = map(json.loads, (tmp_path / "shards" / "errors.jsonl").read_text().splitlines())
-    assert failed["path"].endswith("broken.png") and "not a picture" in failed["error"]
+    failed = [json.loads(line) for line in (tmp_path / "shards" / "errors.jsonl").read_text().splitlines()]
+    assert [Path(row["path"]).name for row in failed] == ["broken.png", "pipe.png"]
+    assert "not a picture" in failed[0]["error"] and "not a regular file" in failed[1]["error"]
 
 
 @pytest.fixture(scope="module")

@@ -228,6 +228,15 @@ def test_another_model_is_refused(key, pipe, files, toy):
     assert pipe.decompress(files[:2], num_inference_steps=1).notes == [[], []]
 
 
+def test_a_round_trip_tells_the_notes_of_both_ends(key, pipe, pictures, monkeypatch):
+    monkeypatch.setattr(pipe, "check_model", lambda headers, *_: [["the decoder's"] for _ in headers])
+    transparent = pictures[1].convert("RGBA")
+    transparent.putalpha(200)
+    out = pipe([transparent, pictures[1]], **OWN.get(key, RATE[CODECS[key].rate]), num_inference_steps=1)
+    assert [len(notes) for notes in out.notes] == [2, 1] and "alpha" in out.notes[0][0]
+    assert [notes[-1] for notes in out.notes] == ["the decoder's"] * 2
+
+
 def test_a_callback_looks_on(key, pipe, pictures, files):
     """It sees each network call, in order; what it does to the tensors, or returns, changes nothing."""
     seen = []

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_compress import UQDMPipeline
+from diffusers_compress.weights import portable
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {
@@ -134,7 +135,7 @@ def test_the_network_is_the_published_one(script, folder, averaged, tmp_path):
     assert pipe.scheduler.config.gamma_min == (6.0 - 17.5 if averaged else -12.3)
     z, time = torch.randn(2, 3, 16, 16, dtype=torch.float64), torch.tensor([1.0, 1 / 3], dtype=torch.float64)
     tensors = {name: tensor.double() / (2 if averaged else 1) for name, tensor in published().items()}
-    noise, factor = pipe.network.portable()(z, time, torch.ones(2))
+    noise, factor = portable(pipe.network)(z, time, torch.ones(2))
     other_noise, other_factor = expected(tensors, z, time)
     assert torch.allclose(noise, other_noise, atol=1e-5, rtol=0)
     start = torch.tensor(1.0, dtype=torch.float64).expm1().log()

@@ -1,6 +1,7 @@
 """The examples run as they stand, with the embedded model, on small pictures."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -43,9 +44,15 @@ def test_quickstart(run, pictures, tmp_path):
 
 
 def test_encode_folder(run, pictures, tmp_path):
-    run("encode_folder.py", pictures, tmp_path / "out", "--at-once", 2)
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["0.dfc", "1.dfc", "2.dfc"]
-    assert all(path.stat().st_size <= 0.1 * 96 * 64 / 8 for path in (tmp_path / "out").iterdir())
+    (pictures / "sub").mkdir()
+    (pictures / "2.png").rename(pictures / "sub" / "2.png")
+    Image.open(pictures / "0.png").save(pictures / "0.jpg")
+    os.mkfifo(pictures / "pipe.png")
+    text = run("encode_folder.py", pictures, tmp_path / "out", "--at-once", 2)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {str(path.relative_to(tmp_path / "out")) for path in files} == {"0.jpg.dfc", "0.png.dfc", "1.dfc", "sub/2.dfc"}
+    assert all(0 < path.stat().st_size <= 0.1 * 96 * 64 / 8 for path in files)
+    assert "passed over: pipe.png" in text and "not a regular file" in text
 
 
 def test_progressive_preview(run, pictures, tmp_path):
@@ -92,6 +99,10 @@ def test_calibrate_and_push_wants_pictures_beside_those_of_the_table(run, pictur
     with pytest.raises(SystemExit):
         run("calibrate_and_push.py", pictures, "me/codec", "--held-out", 3)
     assert "has 3 pictures, and 3 are for the table; lower --held-out" in capsys.readouterr().err
+    os.mkfifo(pictures / "pipe.png")
+    with pytest.raises(SystemExit):
+        run("calibrate_and_push.py", pictures, "me/codec")
+    assert "pipe.png: not a regular file" in capsys.readouterr().err
 
 
 def test_sdxl_and_flux(run, pictures, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from diffusers_compress.batch import find_inputs
 from diffusers_compress.files import PICTURE_SUFFIXES, WALKED, find_files, open_regular, read_text, skip_notes
+from diffusers_compress.images import open_image
 
 
 @pytest.fixture
@@ -87,6 +88,8 @@ def test_what_might_never_end_is_not_opened(folder, tmp_path):
     for path in (folder / "pipe.png", tmp_path / "socket.png", "/dev/null", folder):
         with pytest.raises(OSError, match="not a regular file"):
             open_regular(path)
+        with pytest.raises(OSError, match="not a regular file"):
+            open_image(path)
     server.close()
     with pytest.raises(FileNotFoundError):
         open_regular(folder / "broken.png")

@@ -6,6 +6,7 @@ from diffusers_compress import HyperPrior, ParameterNetwork, embedded_model
 from diffusers_compress.coding import logistic
 from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.models.hyperprior import LIMIT, ONE, IntegerLinear, code_length, learned, level_of
+from diffusers_compress.weights import portable
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,10 @@ def test_laws_do_not_depend_on_the_type(model, values, dtype):
 
     v, dither = values
     z = np.random.default_rng(0).integers(-5, 6, model.z_shape(18, 27))
-    reference = walk(model.portable(), z, v, dither, [900, 0, 300])
+    reference = walk(portable(model), z, v, dither, [900, 0, 300])
     other = copy.deepcopy(model).to(dtype)
     assert other.integer_bytes() == model.integer_bytes()
-    for a, b in zip(reference, walk(other.portable(), z, v, dither, [900, 0, 300]), strict=True):
+    for a, b in zip(reference, walk(portable(other), z, v, dither, [900, 0, 300]), strict=True):
         assert a[0] == b[0] and all(np.array_equal(p, q) for p, q in zip(a[1:], b[1:]))
     assert {law[0] for law in reference} == {0, 2} and len({int(i) for law in reference for i in law[3]}) > 5
 
@@ -75,12 +76,12 @@ def test_training_and_coding_count_the_same_bits(model, values):
     units = [900, 700, 300]
     with torch.no_grad():
         loss = float(model(torch.from_numpy(v).view(1, 3, 18, 27), torch.tensor(units), True))
-    portable = model.portable()
-    z = portable.side_information(v, units, 18, 27)
-    index = portable.z_indices().long().numpy()[:, None]
+    copy = portable(model)
+    z = copy.side_information(v, units, 18, 27)
+    index = copy.z_indices().long().numpy()[:, None]
     side = float(code_length(torch.from_numpy(z.reshape(len(index), -1)).double(), torch.from_numpy(index)).sum())
     bits = side
-    for c, positions, mean, index in walk(portable, z, v, dither, units):
+    for c, positions, mean, index in walk(copy, z, v, dither, units):
         offset = torch.from_numpy(v[c][positions] + dither[c][positions] - mean).double() / UNIT
         bits += float(code_length(offset, torch.from_numpy(index)).sum())
     assert loss == pytest.approx(bits, rel=1e-3)
@@ -123,5 +124,5 @@ def test_the_embedded_one_is_settled():
 
 def test_an_untrained_parameter_network_changes_nothing():
     network = ParameterNetwork(latent_channels=4)
-    scales, shifts, level = network.portable().choose(torch.randn(4, 9, 7), {"mean": [0.0] * 4, "std": [1.0] * 4}, 0.5)
+    scales, shifts, level = portable(network).choose(torch.randn(4, 9, 7), {"mean": [0.0] * 4, "std": [1.0] * 4}, 0.5)
     assert scales == shifts == [0.0] * 4 and level == 0

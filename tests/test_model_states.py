@@ -10,8 +10,9 @@ import pytest
 import tiny_models
 import torch
 from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache, apply_group_offloading, apply_layerwise_casting
+from golden import make
 
-from diffusers_compress import DiffCPipeline, WrongModel
+from diffusers_compress import DiffCPipeline, WrongModel, embedded_model
 from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.format.container import read_header
 
@@ -170,6 +171,88 @@ def test_states_that_are_told_apart_make_other_pictures(world):
     for one, other in itertools.combinations(outputs.values(), 2):
         same = (one - other).square().mean().sqrt()
         assert same > 1e-3 * one.std() or {id(one), id(other)} == {id(outputs["LoRA"]), id(outputs["fused"])}
+
+
+OFFLOADED = {
+    "sequential": lambda network, folder: accelerate.cpu_offload(network, CPU),
+    "to disk": lambda network, folder: accelerate.disk_offload(network, folder, CPU),
+    "groups to disk": lambda network, folder: apply_group_offloading(
+        network, CPU, CPU, offload_type="leaf_level", offload_to_disk_path=folder
+    ),
+    "blocks to disk": lambda network, folder: apply_group_offloading(
+        network, CPU, CPU, offload_type="block_level", num_blocks_per_group=1, offload_to_disk_path=folder
+    ),
+}
+# Codecs with networks that they copy, read or call themselves, not by `forward` alone: options of `compress`
+OWN = {"relic": {"max_bytes": 150}, "perco": {}, "uqdm": {"num_coding_steps": 2}}
+
+
+@pytest.fixture(scope="module")
+def untouched():
+    """codec -> (its file of a small picture, what that is decoded to)"""
+
+    @cache
+    def of(codec):
+        pipe = make.pipeline(codec, "epsilon")
+        data = pipe.compress(make.picture(24, 16), **OWN[codec]).bitstreams[0]
+        return data, picture(pipe, data)
+
+    return of
+
+
+def check_as_untouched(pipe, codec, untouched):
+    data, expected = untouched(codec)
+    assert pipe.compress(make.picture(24, 16), **OWN[codec]).bitstreams[0] == data
+    assert np.abs(picture(pipe, data) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("state", OFFLOADED)
+@pytest.mark.parametrize("codec", OWN)
+def test_networks_that_a_codec_reads_itself_may_be_offloaded(codec, state, untouched, tmp_path):
+    pipe = make.pipeline(codec, "epsilon")
+    for name, network in pipe.components.items():
+        if isinstance(network, torch.nn.Module) and not (name == "hyper_encoder" and state.endswith("s to disk")):  # see below
+            OFFLOADED[state](network, str(tmp_path / name))
+    check_as_untouched(pipe, codec, untouched)
+
+
+@pytest.mark.parametrize("codec", OWN)
+def test_a_pipeline_offloads_in_groups_what_can_be(codec, untouched, tmp_path):
+    pipe = make.pipeline(codec, "epsilon")
+    pipe.enable_group_offload(CPU, CPU, offload_type="leaf_level", offload_to_disk_path=str(tmp_path))
+    check_as_untouched(pipe, codec, untouched)
+
+
+def test_weights_that_group_offloading_never_reads_are_refused(untouched, photo, tmp_path):
+    """diffusers reads them when `forward` is called; until then their memory holds anything."""
+    perco = make.pipeline("perco", "epsilon")
+    OFFLOADED["groups to disk"](perco.hyper_encoder, str(tmp_path / "groups"))
+    deep = DiffCPipeline.from_pretrained(embedded_model())
+    OFFLOADED["blocks to disk"](deep.vae, str(tmp_path / "blocks"))
+    for call in (
+        lambda: perco.compress(photo),
+        lambda: perco.decompress(untouched("perco")[0]),
+        lambda: deep.compress(photo, max_bytes=100),
+    ):
+        with pytest.raises(ValueError, match="other methods than forward"):
+            call()
+
+
+def test_states_of_a_network_that_is_copied(untouched):
+    """UQDM computes a copy in float64: of the values that its network has now, or it says that it cannot."""
+    data, _ = untouched("uqdm")
+    narrow = make.pipeline("uqdm", "epsilon")
+    apply_layerwise_casting(narrow.network, torch.float8_e4m3fn, torch.float32)
+    own = narrow.compress(make.picture(24, 16), num_coding_steps=2).bitstreams[0]
+    adapted = make.pipeline("uqdm", "epsilon")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["conv1"]), adapted.network)
+    with pytest.raises(WrongModel):
+        narrow.decompress(data)
+    with pytest.raises(WrongModel):
+        make.pipeline("uqdm", "epsilon").decompress(own)
+    assert picture(narrow, own).shape == (16, 24, 3)
+    with pytest.raises(ValueError, match="merge its adapters"):
+        adapted.compress(make.picture(24, 16))
 
 
 def test_a_change_in_place_is_seen():

@@ -492,6 +492,8 @@ def test_a_receiver_tells_how_far_its_latent_drifted(pipe, monkeypatch):
     with pytest.warns(RuntimeWarning, match="drifted .* dtype float32"):
         out = pipe.decompress(data, **options)
     assert out.drift[0] > drift.BOUND and "drifted" in out.notes[0][0]
+    with pytest.warns(RuntimeWarning, match="drifted"):  # the other end's network says something else each time
+        assert "drifted" in pipe(picture, max_bytes=2000, num_coding_steps=3, **options).notes[0][0]
 
 
 def test_the_poisson_channel_drops_the_check_with_a_step(pipe, photo):

@@ -12,6 +12,7 @@ from golden import make
 from diffusers_compress import UQDMPipeline
 from diffusers_compress.codecs.uqdm import loop
 from diffusers_compress.codecs.uqdm.format import read_file
+from diffusers_compress.weights import portable
 
 ROOT = Path(__file__).parents[1]
 SMALL = "--size 16 --scales 1 2 --batch 1 --lr 5e-3 --warm-up 1 --ema 0.5 --widths 8 --patch 2 --preconditioned".split()
@@ -36,7 +37,7 @@ def test_the_loss_is_the_size_of_files(script, photo):
     x = loop.samples(pixels / 127.5 - 1)[None].expand(64, -1, -1, -1)
     for section, t in zip(sections, (4, 3, 2, 1)):
         with torch.no_grad():
-            bits = script.bits_of_steps(pipe.network.portable(), pipe.scheduler, x, [t] * 64, torch.Generator().manual_seed(0))
+            bits = script.bits_of_steps(portable(pipe.network), pipe.scheduler, x, [t] * 64, torch.Generator().manual_seed(0))
         assert 8 * len(section) / 768 == pytest.approx(float(bits.mean()), rel=0.05, abs=5 * float(bits.std()))
 
 

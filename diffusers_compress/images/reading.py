@@ -2,11 +2,11 @@
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from diffusers_compress.files import open_regular
 from diffusers_compress.images import colour, headers
 
 # EXIF tags that tell of the picture: description, make, model, software, date, artist, XMP, copyright, EXIF and GPS blocks.
@@ -15,8 +15,9 @@ METADATA = {"xmp", "XML:com.adobe.xmp", "photoshop", "comment"}
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """A picture, fully read. OSError without a file, ValueError if Pillow cannot read it rightly or fears a bomb."""
-    return read_image(Path(path).read_bytes(), path)
+    """A picture, fully read. OSError without a regular file, ValueError if Pillow cannot read it rightly or fears a bomb."""
+    with open_regular(path) as file:
+        return read_image(file.read(), path)
 
 
 def read_image(data: bytes, path: str | os.PathLike | None = None) -> Image.Image:

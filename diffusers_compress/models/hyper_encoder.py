@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffusers_compress._diffusers import ModelMixin
 from diffusers_compress.coding.grid_model import Codebook
+from diffusers_compress.weights import stored
 
 STRIDES = (1, 2, 4, 8)
 DISTANCES = ("euclidean", "cosine")
@@ -167,7 +168,8 @@ class HyperEncoder(ModelMixin, ConfigMixin):
 
     def probability_model(self) -> Codebook:
         """What `grid_model` codes the indices under."""
-        return Codebook(*(integers.cpu().double().numpy().astype(np.int64) for integers in (self.frequency, self.places)))
+        weights = stored(self)
+        return Codebook(*(weights[name].cpu().double().numpy().astype(np.int64) for name in ("frequency", "places")))
 
     @torch.no_grad()
     def count(self, indices: Tensor, points: Tensor):

@@ -107,10 +107,6 @@ class HyperPrior(ModelMixin, ConfigMixin):
         """Tables of the channels of z_hat, whose mean is 0: [Z] integers."""
         return integers(self.z_index).clamp(0, LARGEST_INDEX)
 
-    def portable(self) -> "HyperPrior":
-        """A copy in float64 on the CPU, where it is exact whatever the settings of the matrix products."""
-        return _portable(self)
-
     @torch.no_grad()
     def settle(self):
         """Put the integer parameters on their grid, so that no cast to another type moves them."""
@@ -190,17 +186,8 @@ class HyperPrior(ModelMixin, ConfigMixin):
         return bits
 
 
-def _portable(model):
-    # On the meta device no weights are drawn, which would advance torch's global generator; a deep copy would take hooks along.
-    with torch.device("meta"):
-        portable = type(model).from_config(model.config)
-    weights = {name: tensor.detach().cpu().double() for name, tensor in model.state_dict().items()}
-    portable.load_state_dict(weights, assign=True)
-    return portable.requires_grad_(False).eval()
-
-
 def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[int], dither: np.ndarray, dithered: bool):
-    """Generator over an h x w latent as `context_model.adaptive`, under the model's distributions; `model`: as `portable` gives it.
+    """Generator over an h x w latent as `context_model.adaptive`, under the model's distributions; `model`: as `weights.portable` gives it.
 
     z_hat [Z, h/8, w/8]: integers.
     """
@@ -278,10 +265,6 @@ class ParameterNetwork(ModelMixin, ConfigMixin):
         out = self.out(self.layers(x)).tanh()
         scale, shift, level = out.split([y.shape[1], y.shape[1], 1], 1)
         return LARGEST_SCALE * scale, LARGEST_SHIFT * shift, LARGEST_LEVEL * level[:, 0]
-
-    def portable(self) -> "ParameterNetwork":
-        """A copy in float64 on the CPU."""
-        return _portable(self)
 
     def choose(self, x_0: Tensor, statistics: dict, step: float) -> tuple[list[float], list[float], float]:
         """Scales, shifts and level for one latent [C, h, w] on the CPU."""

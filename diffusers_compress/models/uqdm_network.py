@@ -35,14 +35,6 @@ class UQDMNetwork(UNet2DModel):
         self.register_to_config(in_channels=in_channels, patch=patch, preconditioned=preconditioned)
         self.time_proj = _Timesteps(self.time_proj.num_channels)
 
-    def portable(self) -> "UQDMNetwork":
-        """A copy in float64, whose output differs by some 1e-14 between machines, devices and batches."""
-        # On the meta device no weights are drawn, which would advance the global generator; a deep copy would take hooks along
-        with torch.device("meta"):
-            portable = type(self).from_config(self.config)
-        portable.load_state_dict({name: tensor.detach().double() for name, tensor in self.state_dict().items()}, assign=True)
-        return portable.requires_grad_(False).eval()
-
     @staticmethod
     def _get_init_keys(input_class):  # config.json holds the UNet's own arguments too
         return ConfigMixin._get_init_keys(UNet2DModel) | {"patch", "preconditioned"}

@@ -40,14 +40,14 @@ def quantization_error(cells: jpeg.Cells) -> Tensor:
     Within its cell a coefficient is uniform, but for the cell of zero: there it has a Laplacian, whose spread follows from how many of a
     frequency's coefficients are zero (Lam, Goodman 2000).
     """
-    planes = []
+    planes, frequency = [], torch.arange(8, dtype=torch.float32)
     for number, plane in enumerate(cells.planes):
         count = math.prod(plane.stored.shape[:2])
-        u = randomness.words(64 * count, randomness.CANDIDATES, number).view(plane.stored.shape) / 2**32
+        u = randomness.words(64 * count, randomness.CANDIDATES, number).view(plane.stored.shape).float() / 2**32
         error = u - 0.5
         zeros = (plane.stored == 0).float().mean((0, 1))
         rate = -2 * torch.log1p(-zeros.clamp(0.01, 1 - SEEN / (2 * count + SEEN)))  # of the Laplacian, per step
-        spread, radius = plane.table / rate, torch.hypot(*torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"))
+        spread, radius = plane.table / rate, torch.hypot(*torch.meshgrid(frequency, frequency, indexing="ij"))
         seen = ((1 - zeros) * count >= SEEN) & (radius > 0)
         if seen.any():
             level = (spread[seen] * radius[seen] ** DECAY).log().mean().exp()

@@ -18,7 +18,7 @@ from diffusers_compress.coding.dct import dct, inverse_dct
 
 BLOCK = 8
 # JFIF 1.02: Y, Cb, Cr of R, G, B, all within [-128, 128] or so: T.81 takes 128 from each plane
-TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float32)
 TO_RGB = torch.linalg.inv(TO_YCC.double()).float()
 ROUNDING = 1.0  # margin within the cells, in the DCT's units, so that rounding to 8 bits seldom leaves them
 

@@ -45,7 +45,7 @@ def job_of(header: Header, parameters: Parameters, data: bytes, channels: int) -
         raise Corrupt(f"the file has the errors of {len(parameters.errors)} channels, the model has {channels}")
     base = formats.as_stored(open_base(header, parameters, data))
     cells = jpeg.read_cells(data) if parameters.base == "jpeg" else None
-    errors = torch.tensor([error_of(code) for code in parameters.errors])
+    errors = torch.tensor([error_of(code) for code in parameters.errors], dtype=torch.float32)
     return Job(base, cells, errors, parameters.seed, parameters.prompt)
 
 
@@ -80,7 +80,7 @@ def paint(
     x = torch.stack([pipe.pad(job.base) for job in jobs])
     height, width = x.shape[-2:]
     n = [noise_field(pipe.latent_shape(height, width), job.seed) for job in jobs]
-    both = torch.zeros(2, *x.shape)
+    both = x.new_zeros(2, *x.shape)
     for rows, columns in restore.windows(height, width, settings.tile, OVERLAP):
         ys, xs = (slice(side.start // pipe.vae_scale_factor, side.stop // pipe.vae_scale_factor) for side in (rows, columns))
         parts = [

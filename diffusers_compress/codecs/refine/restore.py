@@ -95,7 +95,7 @@ def weight(rows: slice, columns: slice, height: int, width: int, overlap: int, d
     """Of a tile at each of its pixels [h, w]: rises from its borders inside the picture as a squared sine. Those of all tiles sum to 1."""
 
     def ramp(span, length):
-        place = torch.arange(span.stop - span.start, device=device) + 0.5
+        place = torch.arange(span.stop - span.start, dtype=torch.float32, device=device) + 0.5
         up = torch.ones_like(place) if span.start == 0 else (place / overlap).clamp(max=1)
         down = torch.ones_like(place) if span.stop == length else ((len(place) - place) / overlap).clamp(max=1)
         return (math.pi / 2 * up).sin() ** 2 * (math.pi / 2 * down).sin() ** 2

@@ -12,6 +12,7 @@ from diffusers_compress.diffusion.schedule import NoiseSchedule, timestep_at
 from diffusers_compress.format import container
 from diffusers_compress.format.container import Header
 from diffusers_compress.models.hyperprior import ParameterNetwork
+from diffusers_compress.weights import portable
 
 COARSEST = 2**STEP_BITS - 1
 FILLED, AIM = 0.994, 0.997  # of the permitted size: where the search for the step width ends, and what it looks for
@@ -27,7 +28,7 @@ def plan(
     level, step = 0.0, step_width(parameters.step)
     # With less noise than at the first timestep there is nothing to choose between.
     if network is not None and step / math.sqrt(12) > 1 / float(noise.ratio[0]):
-        scales, shifts, level = network.portable().choose(x_0, statistics, step)
+        scales, shifts, level = portable(network).choose(x_0, statistics, step)
         parameters.scales = [round(SCALES_PER_OCTAVE * scale) for scale in scales]
         parameters.shifts = [round(SHIFT_PARTS * shift) for shift in shifts]
     if parameters.coded is None:

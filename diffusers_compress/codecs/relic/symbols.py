@@ -16,6 +16,7 @@ from diffusers_compress.coding import context_model, logistic
 from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.coding.range_coder import Decoder, Encoder
 from diffusers_compress.models import hyperprior
+from diffusers_compress.weights import portable
 
 
 def walk_through(model: Generator, transmit: Callable) -> None:
@@ -87,7 +88,7 @@ class EntropyModel:
 
     def __init__(self, statistics: dict, trained: hyperprior.HyperPrior | None = None):
         self.number = MODEL_NUMBERS["hyperprior" if trained else "adaptive"]
-        self.trained = trained.portable() if trained else None
+        self.trained = portable(trained) if trained else None
         digest = zlib.crc32(json.dumps(statistics["std"]).encode())
         self.tables = (zlib.crc32(self.trained.integer_bytes(), digest) if trained else digest) & 0xFFFF
 
