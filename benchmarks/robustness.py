@@ -23,6 +23,7 @@ import time
 import zlib
 from collections import Counter
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,6 +231,7 @@ def drift_rows():
     """For each way of decoding: latent's rms drift, what the file's check says of it, dB between the pictures, dB lost."""
     import numpy as np
     import torch
+    from diffusers.hooks import apply_layerwise_casting
     from diffusers.models.attention_processor import AttnProcessor
 
     from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images
@@ -249,6 +251,18 @@ def drift_rows():
     def threads(pipe):
         torch.set_num_threads(2)
 
+    def rounded(pipe):
+        for weight in pipe.unet.parameters():
+            weight.data = weight.data.to(torch.float8_e4m3fn).float()
+
+    def quantized(config):
+        def change(pipe):
+            from torchao import quantization
+
+            quantization.quantize_(pipe.unet, getattr(quantization, config)())
+
+        return change
+
     ways = {
         "float32, 1 thread": {},
         "float32, 2 threads": {"change": threads},
@@ -259,7 +273,14 @@ def drift_rows():
         "float32, sliced attention": {"change": lambda pipe: pipe.enable_attention_slicing(1)},
         "bfloat16": {"dtype": torch.bfloat16},
         "float16": {"dtype": torch.float16},
+        "weights that were rounded to float8_e4m3fn": {"change": rounded},
+        "layerwise casting to float8_e4m3fn": {
+            "change": lambda pipe: apply_layerwise_casting(pipe.unet, torch.float8_e4m3fn, torch.float32)
+        },
     }
+    if find_spec("torchao"):
+        kinds = {"float8": "Float8WeightOnlyConfig", "int8": "Int8WeightOnlyConfig"}
+        ways |= {f"torchao's {kind} weights": {"change": quantized(config)} for kind, config in kinds.items()}
     if torch.cuda.is_available():
         ways |= {"CUDA, float32": {"device": "cuda"}, "CUDA, float16": {"device": "cuda", "dtype": torch.float16}}
     rows = []
@@ -272,7 +293,7 @@ def drift_rows():
             change = way.get("change", lambda pipe: None)
             pipe = load(pipeline, **{key: value for key, value in way.items() if key != "change"})
             change(pipe)
-            out = pipe.decompress(data)
+            out = pipe.decompress(data, allow_other_model=True)  # quantized weights are another model
             decoded = np.asarray(out.images[0], dtype=float)
             x_t = ends[-1][0][0].float().cpu() if pipeline is DiffCPipeline else None
             if reference is None:
@@ -486,7 +507,8 @@ def main():
         print(table(["outcome", "inputs", "such as"], case_rows(args.cases, Image.open(args.plain).convert("RGB"), args.codec)))
         return
     if args.part:
-        print(json.dumps(large_rows() if args.part == "large" else counted(args.part, args.count)))
+        parts = {"large": large_rows, "drift": lambda: drift_rows()[0]}
+        print(json.dumps(parts[args.part]() if args.part in parts else counted(args.part, args.count)))
         return
     codecs = list(CODECS)
     results = [alone("container", args.container), *(alone(codec, args.decode) for codec in codecs)]

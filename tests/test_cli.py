@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from diffusers_compress import DiffCPipeline, VarianceHead, __version__, calibration, cli, codecs, images
+from diffusers_compress import __main__ as entry
 from diffusers_compress.cli import info, loading, terminal
 from diffusers_compress.cli.calibrate import save_calibrated
 from diffusers_compress.cli.demo import DEMO_BPP, demo_photo
@@ -545,6 +546,19 @@ def test_closed_streams(coded):
     assert closed(">&- 2>&- <&-", "info", coded).returncode == 1
     result = closed(">&-", "decode", coded, "-")
     assert result.returncode == 1 and "stdout is closed" in result.stderr
+
+
+def test_ctrl_c_while_the_commands_are_loaded(monkeypatch, capsys):
+    class Interrupted:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "diffusers_compress.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "diffusers_compress.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    assert entry.main() == 130
+    assert capsys.readouterr() == ("", "error: interrupted\n")
 
 
 def test_a_pipe_that_ends_early(coded):
