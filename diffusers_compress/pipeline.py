@@ -235,8 +235,7 @@ class CodecMixin:
     def enable_group_offload(self, *arguments: object, exclude_modules: str | list[str] | None = None, **options) -> None:
         """As diffusers', but networks that are small and not called by their `forward` stay on the device."""
         exclude = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
-        small = [name for name in self._exclude_from_cpu_offload if self.components.get(name) is not None]
-        super().enable_group_offload(*arguments, exclude_modules=[*exclude, *small], **options)
+        super().enable_group_offload(*arguments, exclude_modules=[*exclude, *self._exclude_from_cpu_offload], **options)
 
     # -------------------------------------------------------------------------------------------------- from pictures to files
 
