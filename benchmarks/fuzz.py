@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import atheris
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -23,9 +24,13 @@ with atheris.instrument_imports(include=["diffusers_compress"]):
     from diffusers_compress.codecs.relic import format as relic_format
     from diffusers_compress.codecs.relic.quantizer import Quantizer
     from diffusers_compress.codecs.relic.symbols import EntropyModel
+    from diffusers_compress.codecs.uqdm import format as uqdm_format
+    from diffusers_compress.coding import pixel_model
+    from diffusers_compress.coding.channels import dither
+    from diffusers_compress.coding.range_coder import Decoder
     from diffusers_compress.coding.text import ALPHABET, vocabulary_of
     from diffusers_compress.errors import BitstreamError
-    from diffusers_compress.format import container
+    from diffusers_compress.format import container, lossless
     from diffusers_compress.format.limits import Limits
 
 from golden import make  # noqa: E402
@@ -46,6 +51,16 @@ def read(data):
         _, parameters, payload = relic_format.read_file(data, LIMITS)
         statistics = {"mean": [0.0] * 4, "std": [1.0] * 4}
         EntropyModel(statistics).receive(Quantizer(parameters, statistics, shape), payload)
+    elif header.codec == contract.UQDM:
+        header, parameters, sections, _ = uqdm_format.read_file(data, LIMITS)
+        assert uqdm_format.Parameters.from_bytes(parameters.to_bytes()) == parameters
+        for section in sections:  # under rows that no network made
+            dither.symbols(section, np.arange(3 * header.height * header.width) % 2000, dither.tables())
+    elif header.codec > contract.LOSSLESS:
+        file = lossless.read(data, LIMITS)
+        if file.pixels is not None:
+            size = header.height, header.width
+            pixel_model.decode(Decoder(file.pixels), size, np.zeros((3, *size), np.uint8) if file.prediction else None)
     elif header.codec == contract.PERCO:
         _, parameters, payload = perco_format.read_file(data, LIMITS)
         grid = tuple(-(-side // parameters.stride) for side in shape[1:])

@@ -1,7 +1,8 @@
 """A reader of .dfc files written from FORMAT.md alone, with the standard library and nothing of the package: a second opinion.
 
 As slow as it is plain. It goes as far as integers go: to the messages and timesteps of a DiffC file, to the samples that the messages stand
-for, to all symbols of a Relic file, to the grid and caption of a PerCo file, and to the pixels of a lossless file, given its prediction.
+for, to all symbols of a Relic file, to the grid and caption of a PerCo file, to the offsets of a UQDM file, given the rows of its tables, and
+to the pixels of a lossless file, given its prediction.
 """
 
 import functools
@@ -803,6 +804,69 @@ def words_caption(reader, spelling):
         if reader.under([1, 3] if stop(word) else [15, 1]):
             return text
         before = word
+
+
+# ---------------------------------------------------------------------------------------------------------------------- UQDM
+
+
+def uqdm(data):
+    """All of a UQDM file but what its sections mean, which needs the network."""
+    codec, width, height, fingerprint, parameters, start = container(data)
+    need(codec == 4 and len(parameters) > 1, "codec or parameters")
+    steps, exact, position = parameters[0] >> 1, parameters[0] & 1, 2 + 2 * (parameters[0] >> 1)
+    need(len(parameters) >= position, "checks")
+    checks, sizes = list(struct.unpack_from(f"<{steps}H", parameters, 2)), []
+    for _ in range(steps + exact):
+        size, position = varint(parameters, position)
+        sizes.append(size)
+    need(position == len(parameters), "parameters")
+    payload, whole = payload_of(data, start, sum(sizes))
+    sections, place = [], 0
+    for size in sizes:
+        if place + size <= len(payload):
+            sections.append(payload[place : place + size])
+        place += size
+    facts = {"width": width, "height": height, "fingerprint": fingerprint.hex(), "nudge": parameters[1], "complete": whole}
+    return facts | {"checks": checks, "sections": sections, "exact": bool(exact)}
+
+
+@functools.lru_cache(4096)
+def step_table(row):
+    i, f, c = row // 32, row % 32, [0]
+    for j in range(1, 49):
+        z = (j - 24.5 - ((f + 0.5) / 32 - 0.5)) / 2 ** (i / 8 - 7)
+        c.append(round(65487 / (1 + math.exp(-max(-60.0, min(60.0, z))))))
+    c.append(65487)
+    return [1 + c[j + 1] - c[j] for j in range(49)]
+
+
+@functools.lru_cache(64)
+def pixel_table(f, gamma):
+    c, weights = [0], []
+    for a in range(-8, 9):
+        d = (a - ((f + 0.5) / 64 - 0.5)) * math.exp(-gamma / 2) / 128
+        weights.append(math.exp(-min(600, d * d / 2)))
+    for j in range(17):
+        c.append(round(65519 * sum(weights[: j + 1]) / sum(weights)))
+    return [1 + c[j + 1] - c[j] for j in range(17)]
+
+
+def offsets(section, rows, table_of):
+    """The offsets of a section, given their rows."""
+    reader, found = RangeDecoder(section), [0] * len(rows)
+    for row in sorted(set(rows)):
+        for i in (i for i, other in enumerate(rows) if other == row):
+            found[i] = reader.under(table_of(row)) - len(table_of(row)) // 2
+    for i, row in enumerate(rows):
+        if abs(found[i]) == len(table_of(row)) // 2:
+            n = reader.equal(5)
+            need(n <= 20, "a value too large")
+            found[i] += (1 if found[i] > 0 else -1) * (2**n - 1 + reader.equal(n))
+    return found
+
+
+def check_of(wholes, rows):
+    return zlib.crc32(struct.pack(f"<{len(wholes) + len(rows)}i", *wholes, *rows)) & 0xFFFF
 
 
 # ------------------------------------------------------------------------------------------------------------ lossless files

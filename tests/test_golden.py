@@ -12,6 +12,7 @@ from golden import make
 from PIL import Image
 
 from diffusers_compress.codecs import lossy_part
+from diffusers_compress.coding.channels import dither
 from diffusers_compress.format import container
 
 FOLDER = Path(__file__).parent / "golden"
@@ -92,6 +93,29 @@ def test_it_finds_the_base_of_a_refined_file(name):
     assert {key: facts[key] for key in case["symbols"]} == case["symbols"]
     expected = pipeline("refine", case["model"]).decompress(data, preview=True).images[0]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(facts["payload"])).convert("RGB")), np.asarray(expected))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "uqdm"])
+def test_it_reads_the_sections_of_uqdm(name, monkeypatch):
+    case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
+    pipe, steps, read = pipeline("uqdm", case["model"]), [], []
+    symbols, check = dither.symbols, dither.check_of
+
+    def recorded(section, row, tables):
+        read.append((section, row.tolist(), tables.shape[1], symbols(section, row, tables)))
+        return read[-1][-1]
+
+    monkeypatch.setattr(dither, "symbols", recorded)
+    monkeypatch.setattr(dither, "check_of", lambda whole, row: steps.append((whole.tolist(), row.tolist())) or check(whole, row))
+    pipe.decompress(data)
+    facts = minimal_reader.uqdm(data)
+    assert facts["sections"] == [section for section, *_ in read] and facts["nudge"] == case["symbols"]["nudge"]
+    assert facts["checks"][: len(steps)] == [minimal_reader.check_of(*step) for step in steps]
+    for section, row, size, found in read:
+        gamma = pipe.scheduler.config.gamma_min
+        table_of = minimal_reader.step_table if size == 49 else functools.partial(minimal_reader.pixel_table, gamma=gamma)
+        assert minimal_reader.offsets(section, row, table_of) == found.tolist()
+    assert facts["complete"] != name.endswith("cut") and facts["exact"] == (name in ("uqdm-lossless", "uqdm-1x1"))
 
 
 def test_it_reads_the_pixels_of_a_lossless_file():

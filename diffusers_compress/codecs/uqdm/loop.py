@@ -6,7 +6,10 @@ networks cannot grow, it can only make a table differ, which `dither.nudge_of` k
 tell.
 """
 
+import functools
 from collections.abc import Callable
+from decimal import Decimal, localcontext
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -196,12 +199,20 @@ def rounded_pixels(places: np.ndarray, nudge: int) -> tuple[np.ndarray, np.ndarr
 
 
 def pixel_tables(scheduler: UQDMScheduler) -> np.ndarray:
-    """Frequencies [PIXEL_FRACTIONS, 2 PIXEL_REACH + 1] of a pixel x, p(x | z_0) ~ exp(-(z_0 / alpha_0 - x)^2 alpha_0^2 / (2
-    sigma_0^2))."""
-    alpha, sigma = scheduler.level(0)
-    mean = ((np.arange(PIXEL_FRACTIONS) + 0.5) / PIXEL_FRACTIONS - 0.5)[:, None]
-    distance = (np.arange(-PIXEL_REACH, PIXEL_REACH + 1) - mean) * alpha / (128 * sigma)
-    weight = np.exp(-np.minimum(distance**2 / 2, 600))
-    cumulative = np.cumsum(weight, 1)
-    inner = np.rint(cumulative / cumulative[:, -1:] * (TOTAL - weight.shape[1])).astype(np.int64)
-    return np.diff(inner, prepend=0) + 1
+    """Frequencies [PIXEL_FRACTIONS, 2 PIXEL_REACH + 1] of a pixel x, p(x | z_0) ~ exp(-(z_0 / alpha_0 - x)^2 alpha_0^2 / (2 sigma_0^2))."""
+    return _pixel_tables(scheduler.config.gamma_min)
+
+
+@functools.lru_cache(8)
+def _pixel_tables(gamma: float) -> np.ndarray:
+    with localcontext() as context:
+        context.prec = 30  # Decimal rounds correctly, so that no machine's exp can differ
+        precision = (Decimal(-gamma) / 2).exp() / 128  # alpha_0 / sigma_0, in pixels
+        rows = []
+        for fraction in range(PIXEL_FRACTIONS):
+            mean = Decimal(2 * fraction + 1) / (2 * PIXEL_FRACTIONS) - Decimal(1) / 2
+            distance = [(x - mean) * precision for x in range(-PIXEL_REACH, PIXEL_REACH + 1)]
+            cumulative = list(accumulate((-min(d * d / 2, Decimal(600))).exp() for d in distance))
+            left = TOTAL - len(distance)
+            rows.append([round(part / cumulative[-1] * left) for part in cumulative])
+    return np.diff(np.array(rows, dtype=np.int64), prepend=0) + 1
