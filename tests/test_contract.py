@@ -33,7 +33,7 @@ FACTS = {"codec", "width", "height", "bytes", "bpp", "model", "complete"}  # of 
 TOY_FORMAT = """
 from diffusers_compress.format import container
 
-NUMBER = 200
+NUMBER = 100
 
 
 def read_file(data, limits):
@@ -107,7 +107,7 @@ def toy(tmp_path_factory):
     (folder / "toy_codec" / "format.py").write_text(TOY_FORMAT)
     (folder / "toy_codec" / "pipeline.py").write_text(TOY_PIPELINE)
     row = Codec(
-        200,
+        100,
         "Toy",
         "toy_codec.pipeline:ToyPipeline",
         "toy_codec.format",
@@ -158,7 +158,7 @@ def files(pipe, key, pictures):
 def test_numbers_and_names_are_the_codecs_own():
     numbers = [codec.number for codec in CODECS.values()]
     assert len({*numbers, *RESERVED}) == len(numbers) + len(RESERVED)
-    assert all(0 < number < 256 for number in [*numbers, *RESERVED])
+    assert all(0 < number < contract.LOSSLESS for number in [*numbers, *RESERVED])
     assert len({codec.name for codec in CODECS.values()}) == len(CODECS)
 
 
