@@ -138,6 +138,14 @@ def train_once(path, train):
     make_once(path, lambda unfinished: train().save_pretrained(unfinished))
 
 
+def forget_paths(folder):
+    """Take the paths of this machine, which diffusers notes, from a folder's configs."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def add_parts(model, folder, calibration, **components):
     """Write a folder: the model's folder or Hub id as it is, with further calibration and, in float16, further components.
 
@@ -150,9 +158,7 @@ def add_parts(model, folder, calibration, **components):
     for name, component in components.items():
         component.half().save_pretrained(folder / name)
         index[name] = ["diffusers_compress", type(component).__name__]
-        config = json.loads((folder / name / "config.json").read_text())
-        config.pop("_name_or_path", None)  # a path of this machine
-        (folder / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        forget_paths(folder / name)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     print(f"wrote {folder}")
 

@@ -16,7 +16,6 @@ random string and learns to pay no attention to it.
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -24,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderDC, DDIMScheduler, UniPCMultistepScheduler
+from diffusers import AutoencoderDC, DDIMScheduler, DiffusionPipeline, UniPCMultistepScheduler
 from torch import nn
-from train_common import Stage, batch_of_photos, load_photos, split, to_model_range, train_once
+from train_common import Stage, batch_of_photos, forget_paths, load_photos, split, to_model_range, train_once
 from train_embedded_text import embed_texts, load_tokenizer, make_text_encoder, make_tokenizer
 from transformers import CLIPTextModel
 
@@ -398,11 +397,8 @@ def export(parts, folder):
         # the best of diffusers' ODE solvers at few steps
         scheduler=UniPCMultistepScheduler.from_config(make_scheduler().config),
     )
-    pipe.save_pretrained(folder)
-    for path in folder.rglob("config.json"):  # without the paths of the machine that trained it
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    DiffusionPipeline.save_pretrained(pipe, folder)  # without the files that let a plain diffusers load it
+    forget_paths(folder)
     print(f"wrote {folder}")
 
 

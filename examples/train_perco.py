@@ -31,7 +31,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
-from train_common import forget_log, latest_checkpoint, load_checkpoint, save_checkpoint, target_of
+from train_common import forget_log, forget_paths, latest_checkpoint, load_checkpoint, save_checkpoint, target_of
 from train_perco_data import SUFFIXES, Crops, caption_of, data, encode_all
 
 from diffusers_compress import PerCoPipeline, embedded_model, images
@@ -369,6 +369,7 @@ def main():
 def export(pipe, trainee, args):
     """RUN/adapter, and the complete pipeline if wanted."""
     trainee.hyper_encoder.to(torch.float16).save_pretrained(args.output / "adapter" / "hyper_encoder")
+    forget_paths(args.output / "adapter")
     base = os.path.relpath(args.model, args.output / "adapter") if Path(args.model).is_dir() else args.model
     adapter.save(adapter.changes(trainee.unet), args.output / "adapter", base)
     if args.whole_pipeline:
