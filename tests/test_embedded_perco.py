@@ -13,7 +13,7 @@ PRESETS = sorted(path.parent.name for path in Path(embedded_model("perco")).glob
 
 def test_the_embedded_presets_are_small_and_one_is_the_lowest():
     folder = Path(embedded_model("perco"))
-    assert "0.0019" in PRESETS and sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 18e6
+    assert "0.0019" in PRESETS and sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 16e6
 
 
 @pytest.mark.parametrize("preset", PRESETS)
