@@ -1,0 +1,30 @@
+"""Every codec, family and coder on a device that refuses what a GPU refuses, and what a coded step costs there."""
+
+import json
+from pathlib import Path
+
+CELLS = Path(__file__).parent / "device_cells.py"
+
+
+def said(python, *arguments):
+    return json.loads(python.run([CELLS, *arguments], check=True, text=True).stdout.splitlines()[-1])
+
+
+def test_files_and_pictures_are_those_of_the_cpu(python):
+    cells = said(python, "equal")
+    assert len(cells) == 19 and [name for name, equal in cells.items() if not equal] == []
+
+
+def test_a_coded_step_costs_no_more_than_this(python):
+    """[launches, copies] of DiffC's default coder at 256x256 and 400 bits a step, without the network's."""
+    bounds = {
+        "compress": [560, 10],
+        "compress, further picture": [250, 5],
+        "decompress": [160, 4],
+        "decompress, further picture": [30, 1],
+        "fingerprint": [40, 6],
+    }
+    counts = said(python, "counts")
+    assert counts.keys() == bounds.keys()
+    for part, found in counts.items():
+        assert all(value <= bound for value, bound in zip(found, bounds[part], strict=True)), (part, found)
