@@ -89,11 +89,10 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         if folder is not None:
             options.pop("revision", None)  # the adapter's, not its base's
             if "hyper_encoder" not in options:
-                dtype = options.get("dtype", options.get("torch_dtype"))
-                dtype = dtype.get("hyper_encoder", dtype.get("default")) if isinstance(dtype, dict) else dtype
+                dtype = adapter.dtype_of(options, "hyper_encoder")
                 options["hyper_encoder"] = HyperEncoder.from_pretrained(folder, subfolder="hyper_encoder", torch_dtype=dtype)
-            pipe = super().from_pretrained(adapter.base_of(folder), **options)
-            adapter.apply(pipe.unet, folder)
+            pipe = super().from_pretrained(adapter.base_of(folder), **adapter.with_float32(options, "unet"))
+            adapter.apply(pipe.unet, folder, adapter.dtype_of(options, "unet"))
             return pipe
         pipe = super().from_pretrained(pretrained_model_name_or_path, **options)
         if "hyper_encoder" not in options:

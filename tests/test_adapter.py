@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.models import adapter
 
 
@@ -62,6 +63,29 @@ def test_an_adapter_makes_the_changed_unet_of_the_base(unet, tiny_sd_folder, tmp
     adapter.apply(base, tmp_path)
     x = torch.randn(1, 7, 8, 8)
     assert torch.allclose(output(base, x), output(unet, x), atol=1e-4)
+
+
+def test_every_type_has_the_signs_of_the_sum_in_float32(unet, tmp_path):
+    """The base's weights are no numbers of float16 or bfloat16, and the differences leave next to nothing of them."""
+    name = "mid_block.resnets.0.conv1.weight"
+    weight = unet.get_parameter(name)
+    up, down = torch.randn(len(weight), 2).half(), torch.randn(2, weight[0].numel()).half()
+    weight.data = -(up.float() @ down.float()).view_as(weight) * (1 + 1e-5 * torch.randn_like(weight))
+    unet.save_pretrained(tmp_path / "base")
+    adapter.save({"conv_in.weight": unet.conv_in.weight, f"{name}.up": up, f"{name}.down": down}, tmp_path, "base")
+
+    def changed(dtype, loaded):
+        base = UNet2DConditionModel.from_pretrained(tmp_path / "base", torch_dtype=loaded)
+        adapter.apply(base, tmp_path, dtype)
+        assert base.dtype == dtype
+        return fingerprint({"unet": base}, {})
+
+    types = (torch.float32, torch.float16, torch.bfloat16)
+    as_loaded = {adapter.with_float32({"dtype": dtype}, "unet")["dtype"]["unet"] for dtype in types}
+    assert as_loaded == {torch.float32}
+    expected = changed(torch.float32, torch.float32)
+    assert [changed(dtype, torch.float32) == expected for dtype in types] == [True] * 3
+    assert [changed(dtype, dtype) == expected for dtype in types] == [True, False, False]
 
 
 def test_an_adapter_of_another_unet_is_refused(unet, tmp_path):

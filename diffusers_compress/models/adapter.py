@@ -132,9 +132,30 @@ def base_of(folder: Path) -> str:
     return str(folder / base) if (folder / base).is_dir() else base
 
 
+def dtype_of(options: dict, component: str) -> torch.dtype | None:
+    """The type that options of `from_pretrained` give to a component."""
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    return dtype.get(component, dtype.get("default")) if isinstance(dtype, dict) else dtype
+
+
+def with_float32(options: dict, component: str) -> dict:
+    """The options, but float32 for this component."""
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if dtype is None:
+        return options
+    every = dtype if isinstance(dtype, dict) else {"default": dtype}
+    return {name: option for name, option in options.items() if name != "torch_dtype"} | {
+        "dtype": every | {component: torch.float32}
+    }
+
+
 @torch.no_grad()
-def apply(unet, folder: Path):
-    """Change a base UNet as the folder's file says; conv_in is widened as needed. ValueError if the file is of another UNet."""
+def apply(unet, folder: Path, dtype: torch.dtype | None = None):
+    """Change a base UNet as the folder's file says, then cast it; conv_in is widened as needed.
+
+    The base should have float32: rounded first, a weight near zero may get another sign than its sum has, and the model another
+    fingerprint. ValueError if the file is of another UNet.
+    """
     with safe_open(Path(folder, FILE), "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     widen(unet, tensors["conv_in.weight"].shape[1] - unet.conv_in.in_channels)
@@ -152,3 +173,4 @@ def apply(unet, folder: Path):
             raise ValueError(f"{folder} changes {name} of another UNet than this one")
         tensor = tensor.view_as(target)
         target.copy_(target.float() + tensor.to(target.device) if low_rank else tensor)
+    nn.Module.to(unet, dtype)
