@@ -75,13 +75,12 @@ def batch_command(
     settings = {"input": source, "decode": decode, "codec": codec, "model": model, "dtype": dtype, "batch_size": batch_size}
     settings |= {"preset": preset} if preset else {}
 
-    import torch
     from accelerate import PartialState
 
     from diffusers_compress import batch
 
     # Processes wait for the slowest of them at the end, however long it takes.
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=365))
+    state = PartialState(cpu=loading.device_of(device) == "cpu", timeout=timedelta(days=365))
     pipe = loading.load(model, device or str(state.device), dtype, codec, preset or bpp)
     pipe.set_progress_bar_config(disable=True)
     direction = (batch.decoder if decode else batch.encoder)(pipe, batch_size, **options)

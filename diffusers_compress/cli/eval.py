@@ -4,7 +4,7 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
-from diffusers_compress.cli.loading import model_source
+from diffusers_compress.cli.loading import device_of, model_source
 from diffusers_compress.cli.options import Anchor, Codecs, Device, Dtype, Every, Jobs, Metrics, Models, Pictures, Rates, Report
 from diffusers_compress.cli.terminal import UsageError, progress, quieten_libraries, say
 from diffusers_compress.contract import DEFAULT
@@ -24,8 +24,6 @@ def eval_command(
     dtype: Dtype = "float32",
 ):
     """Measure codecs on a folder of pictures, through files: tables, plots, crops and one page, report.html."""
-    import torch
-
     from diffusers_compress import evaluation
     from diffusers_compress.evaluation.report import markdown, notes_of, quality_table, summarise, write_report
     from diffusers_compress.metrics import PICTURE_METRICS, SET_METRICS, WITHOUT_WEIGHTS
@@ -41,7 +39,7 @@ def eval_command(
     if anchor and anchor not in [known.label for known in codecs]:
         raise UsageError(f"--anchor is {anchor!r}, permitted are {', '.join(known.label for known in codecs)}")
     rates = [evaluation.parse_rate(text) for text in bpp.split(",")]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(device)
     with progress("evaluating") as show:
         of_pictures = tuple(name for name in names if name not in SET_METRICS)
         rows = evaluation.evaluate(folder, out, codecs, rates, of_pictures, device, dtype, every, jobs, show)

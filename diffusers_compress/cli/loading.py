@@ -26,11 +26,20 @@ def load(model: str | None, device: str | None, dtype: str, codec: str = DEFAULT
         import torch
 
         quieten_libraries()
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if place.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {device}: there is no CUDA device here")
+        place = torch.device(device_of(device))
         pipeline = CODECS[codec].pipeline_class()
         return pipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options).to(place)
+
+
+def device_of(name: str | None) -> str:
+    """The device of this name; by default the GPU of whatever kind (cuda, mps, xpu), or the CPU where there is none."""
+    import torch
+
+    there = torch.accelerator.current_accelerator(check_available=True)
+    kind = (name or "cpu").partition(":")[0]
+    if kind in ("cuda", "mps", "xpu") and (there is None or there.type != kind):
+        raise ValueError(f"--device {name}: there is no {kind.upper()} device here")
+    return name or (there.type if there else "cpu")
 
 
 def model_source(model: str | None, codec: str = DEFAULT) -> str:

@@ -30,7 +30,7 @@ Photo = Annotated[
     typer.Argument(metavar="[PHOTO]", exists=True, dir_okay=False, help="Default: a photo that comes with the package."),
 ]
 Model = Annotated[str | None, typer.Option(help="Model folder or Hub id. Default: the embedded model.")]
-Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one, otherwise cpu.")]
+Device = Annotated[str | None, typer.Option(help="Default: cuda, mps or xpu if there is one, otherwise cpu.")]
 Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the network's weights.")]
 Bpp = Annotated[float | None, typer.Option(help="Bits per pixel not to exceed.")]
 MaxBytes = Annotated[int | None, typer.Option(help="File size not to exceed.")]
