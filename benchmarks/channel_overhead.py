@@ -36,7 +36,7 @@ def draw(batch, n, kl, channel, budget, spread, generator):
     if not channel.wide:
         return error * math.sqrt(2 * math.log(2) * kl) / error.norm(dim=1, keepdim=True), torch.zeros_like(e), reference.rank(e)
     v = reference.excess(e, channel.kl(budget))
-    reached = torch.tensor([reference.snr_gain(row.square(), own, channel.kl(budget)) for row, own in zip(error, v)])
+    reached = reference.snr_gain(error.square(), v, channel.kl(budget)).float()
     return reached.sqrt()[:, None] * error, v, reference.rank(e)
 
 

@@ -60,11 +60,15 @@ class LatentCodecMixin(CodecMixin):
 
             def network(x_t, timesteps, active):
                 nonlocal step
-                seen = x_t if extra_channels is None else torch.cat([x_t, extra_channels[active]], 1)
-                output = self.predict(seen, timesteps, {name: rows[active] for name, rows in conditioning.items()})
+
+                def of_active(rows):  # an index would be a copy to the device
+                    return rows if len(active) == len(prompts) else rows[active]
+
+                seen = x_t if extra_channels is None else torch.cat([x_t, of_active(extra_channels)], 1)
+                output = self.predict(seen, timesteps, {name: of_active(rows) for name, rows in conditioning.items()})
                 if empty is not None:
                     # Ho & Salimans 2022, classifier-free guidance
-                    unguided = self.predict(seen, timesteps, {name: rows[active] for name, rows in empty.items()})
+                    unguided = self.predict(seen, timesteps, {name: of_active(rows) for name, rows in empty.items()})
                     output = unguided + guidance_scale * (output - unguided)
                 check_finite(output, f"the model's output at timestep {max(timesteps)}")
                 bar.update()

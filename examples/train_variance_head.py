@@ -67,7 +67,7 @@ def train(accelerator, pipe, spectrum, latents, validation, args):
         x_0_hat = torch.cat(predicted)
         squared = dct.transform(x_0 - x_0_hat).square()
         calibrated = table[t].to(x_0.device)
-        learned = calibrated + model(x_0_hat, (x_t - alpha * x_0_hat) / sigma, noise.snr[t].to(x_0.device))
+        learned = calibrated + model(x_0_hat, (x_t - alpha * x_0_hat) / sigma, noise.snr[t].log1p().to(x_0.device))
         both = torch.stack([log_variance + squared * (-log_variance).exp() for log_variance in (calibrated, learned)])
         return both[..., ~is_mean].mean((1, 2, 3)) / 2
 

@@ -160,7 +160,7 @@ def test_reach_costs_the_bits_by_the_closed_form_kl(bits, scale):
     e = torch.exp(1.5 * randn(1, 300))
     difference = scale * randn(300, seed=1) * e[0].sqrt()
     v = reference.excess(e, bits)[0]
-    gained = reference.snr_gain(difference.square(), v, bits)
+    gained = reference.snr_gain(difference.square(), v, bits).item()
     q = torch.distributions.Normal((gained**0.5 * difference).double(), torch.ones(300, dtype=torch.float64))
     p = torch.distributions.Normal(0.0, (1 + v.double()).sqrt())
     kl = torch.distributions.kl_divergence(q, p).sum() / math.log(2)
@@ -171,12 +171,12 @@ def test_reach_is_what_was_expected_where_the_error_is():
     """An error of just the expected variance brings every step where its excess says: d e = v."""
     e = torch.exp(1.5 * randn(1, 300))
     v = reference.excess(e, 100.0)
-    assert reference.snr_gain(e[0], v[0], 100.0) == pytest.approx((v / e)[0, 0].item(), rel=1e-4)
+    assert reference.snr_gain(e[0], v[0], 100.0).item() == pytest.approx((v / e)[0, 0].item(), rel=1e-4)
 
 
 def test_without_excess_reach_is_the_published_kl():
     difference = randn(300)
-    gained = reference.snr_gain(difference.square(), torch.zeros(300), 20.0)
+    gained = reference.snr_gain(difference.square(), torch.zeros(300), 20.0).item()
     assert gained * difference.square().sum().item() / (2 * math.log(2)) == pytest.approx(20.0, rel=1e-5)
 
 

@@ -29,7 +29,7 @@ def shifts(excess, bits, seed=0):
     """What a source as expected wants of a step of so many bits, all directions alike where there is no excess -> [B, n]."""
     m = torch.randn(excess.shape, generator=torch.Generator().manual_seed(1000 + seed))
     m = m * (excess.sqrt() if excess.any() else 1)
-    snr = [reference.snr_gain(row.square(), v, bits) for row, v in zip(m, excess)]
+    snr = reference.snr_gain(m.square(), excess, bits).tolist()
     return m * torch.tensor(snr).sqrt()[:, None]
 
 
@@ -122,7 +122,8 @@ def test_a_codeword_depends_on_the_last_bits_and_no_others(channel, remembered):
     budget, (excess, rank) = 14 + 4 * 12, flat(1, 500)
     messages = np.concatenate([np.zeros((1, budget), np.uint8), np.eye(budget, dtype=np.uint8)])
     y = channel.decode(messages, excess.expand(budget + 1, -1), rank.expand(budget + 1, -1), budget, step=1)
-    order, signs, line = trellis._layout(rank, 1)
+    order, line = trellis._order(rank, 1), trellis._line(500, rank.device)
+    _, signs, _ = trellis._shared(500, 1, rank.device)
     y = trellis._mix(y[:, order[0]] * signs, budget)[:, line][:, trellis._segments(500, budget)[1][-2] :]
     changed = [not torch.equal(y[0], y[1 + i]) for i in range(budget)]
     assert changed == [i >= budget - remembered for i in range(budget)]
@@ -143,7 +144,8 @@ def test_encoder_finds_the_best_of_the_last_bits(channel):
 def test_dimensions_of_high_rank_are_spread_over_the_segments():
     """Fibonacci hashing: of the k highest ranks every window of the line has about its share."""
     n = 1000
-    order, _, line = trellis._layout(torch.randperm(n, generator=torch.Generator().manual_seed(0))[None], step=5)
+    rank = torch.randperm(n, generator=torch.Generator().manual_seed(0))[None]
+    order, line = trellis._order(rank, step=5), trellis._line(n, rank.device)
     assert sorted(order[0].tolist()) == sorted(line.tolist()) == list(range(n))
     for k in (20, 100, 500):
         counts = np.histogram(np.flatnonzero(line.numpy() < k), bins=10, range=(0, n))[0]
@@ -295,7 +297,7 @@ def test_the_noise_of_chained_steps_is_standard_normal():
         error = power / (1 + snr * power)
         difference = x_0 - error * statistic
         v = reference.excess(error, channel.kl(budget))
-        d = torch.tensor([[reference.snr_gain(e.square(), row, channel.kl(budget))] for e, row in zip(difference, v)])
+        d = reference.snr_gain(difference.square(), v, channel.kl(budget))[:, None]
         m = d.sqrt() * difference
         y = channel.encode(m.float(), v, reference.rank(error), budget, step)[1]
         statistic, snr = statistic + d * (x_0 - difference) + d.sqrt() * y, snr + d

@@ -174,7 +174,7 @@ def _solve_native(x: Tensor, timesteps: list[int], schedule, scheduler) -> Walk:
         lambda_min_clipped=-math.inf,
         **dict.fromkeys(OWN_SPACING, False),
     )
-    solver.set_timesteps(len(timesteps), device=x.device)
+    solver.set_timesteps(len(timesteps), device="cpu")  # where reading them makes nobody wait
     # scale_model_input turns the solver's state into x_t (Euler and its kin keep x_t / alpha_t); its inverse starts the state.
     state = x / norms[-1] / solver.scale_model_input(x.new_ones(()), solver.timesteps[0])
     for i in solver.timesteps[:-1]:

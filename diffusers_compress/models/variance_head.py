@@ -32,13 +32,13 @@ class VarianceHead(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x_0_hat: Tensor, epsilon_hat: Tensor, snr: Tensor) -> Tensor:
-        """x_0_hat, epsilon_hat: [B, C, h, w]; snr: [B] -> [B, C, h, w] float32, zero for the blocks' means."""
+    def forward(self, x_0_hat: Tensor, epsilon_hat: Tensor, level: Tensor) -> Tensor:
+        """x_0_hat, epsilon_hat: [B, C, h, w]; level: log(1 + snr) [B] -> [B, C, h, w] float32, zero for the blocks' means."""
         h, w = x_0_hat.shape[-2:]
         x = dct.block_transform(torch.cat([x_0_hat, epsilon_hat], 1).float())
         x = F.pad(x, (0, -w % dct.BLOCK, 0, -h % dct.BLOCK))
         x = F.pixel_unshuffle(x, dct.BLOCK).square().add(1e-3).log()
-        x = self.first(x.to(self.dtype)) + self.level(snr.log1p().to(self.dtype)[:, None])[..., None, None]
+        x = self.first(x.to(self.dtype)) + self.level(level.to(self.dtype)[:, None])[..., None, None]
         for layer in self.middle:
             x = x + layer(F.silu(x))
         x = F.pixel_shuffle(self.last(F.silu(x)).float(), dct.BLOCK)[..., :h, :w]

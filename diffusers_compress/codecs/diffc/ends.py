@@ -39,7 +39,7 @@ class Sender:
 
         def snr_gain(budget):
             v = excess(self.channel, error[None], budget)[0]
-            return reference.snr_gain(difference.square(), v, self.channel.kl(budget))
+            return reference.snr_gain(difference.square(), v, self.channel.kl(budget)).item()
 
         step = self.rate.next_step(t, snr_gain, limit)
         if step is None:

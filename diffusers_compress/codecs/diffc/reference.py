@@ -15,15 +15,18 @@ import functools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusers_compress.coding.dct import BLOCK
+from diffusers_compress.coding.devices import double, to_device
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.models.variance_head import VarianceHead
 
 AC_BANDS = BLOCK**2 - 1
 DC_BANDS = 12  # half octaves
 BANDS = AC_BANDS + DC_BANDS
+NEWTON_STEPS = 6  # from where `excess` starts; latents need five
 
 
 @functools.lru_cache(32)
@@ -44,38 +47,51 @@ def bands(h: int, w: int) -> Tensor:
     return torch.where(y + x == 0, AC_BANDS + half_octave, BLOCK * y + x - 1)
 
 
-def error_variance(calibration: dict | None, snr: float, shape: tuple[int, int, int]) -> Tensor:
-    """Variance of the coefficients of x_0 - x_0_hat at a noise level, for latents of `shape` [C, h, w] -> [C, h, w] float32.
+@functools.lru_cache(32)
+def places(h: int, w: int, calibrated: bool, device: torch.device) -> Tensor:
+    """Which of the variances that `variances` gives is that of each coefficient -> [h, w] int64."""
+    return (bands(h, w) if calibrated else frequencies(h, w).unique(return_inverse=True)[1]).to(device)
 
-    calibration: what `calibration.calibrate_error` measured. Without it: the error of the best linear denoiser for natural images,
-    e = P / (1 + snr P) with the power spectrum P = 1 / frequency^2, mean 1 (Field 1987).
-    """
+
+def variances(calibration: dict | None, snr: float, shape: tuple[int, int, int]) -> Tensor:
+    """The different values that `error_variance` has -> [C, bands], or without a calibration [C, frequencies], float32."""
     channels, h, w = shape
     if calibration is None:
-        power = frequencies(h, w) ** -2.0
+        power = frequencies(h, w).unique() ** -2.0
         power = power / (frequencies(64, 64) ** -2.0).mean()
-        return (power / (1 + snr * power)).float().expand(shape)
+        return (power / (1 + snr * power)).float().expand(channels, -1)
     ratio = torch.tensor(calibration["ratio"], dtype=torch.float64)
     table = torch.tensor(calibration["log2_variance"], dtype=torch.float64)  # [levels, C, bands]
     if table.shape[1:] != (channels, BANDS):
         raise ValueError(f"the calibration has channels and bands {list(table.shape[1:])}, the latent needs {[channels, BANDS]}")
     above = int(torch.searchsorted(ratio, math.sqrt(snr)).clamp(1, len(ratio) - 1))
     weight = ((math.sqrt(snr) - ratio[above - 1]) / (ratio[above] - ratio[above - 1])).clamp(0, 1)
-    return torch.lerp(table[above - 1], table[above], weight).exp2().float()[:, bands(h, w)]
+    return torch.lerp(table[above - 1], table[above], weight).exp2().float()
+
+
+def error_variance(calibration: dict | None, snr: float, shape: tuple[int, int, int]) -> Tensor:
+    """Variance of the coefficients of x_0 - x_0_hat at a noise level, for latents of `shape` [C, h, w] -> [C, h, w] float32.
+
+    calibration: what `calibration.calibrate_error` measured. Without it: the error of the best linear denoiser for natural images,
+    e = P / (1 + snr P) with the power spectrum P = 1 / frequency^2, mean 1 (Field 1987).
+    """
+    return variances(calibration, snr, shape)[:, places(*shape[1:], calibration is not None, torch.device("cpu"))]
 
 
 def expected_error(
     noise: NoiseSchedule, calibration: dict | None, head: VarianceHead | None, x_t: Tensor, x_0_hat: Tensor, timesteps: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Variance of the coefficients of x_0 - x_0_hat, up to a factor for each picture, and their rank: [B, C, h, w] each."""
-    snr, shape = noise.snr[timesteps], x_t.shape[1:]
-    variances = torch.stack([error_variance(calibration, float(level), shape) for level in snr])
+    shape, snr = x_t.shape[1:], noise.snr[timesteps]
+    table = torch.stack([variances(calibration, float(level), shape) for level in snr])
+    alpha, sigma = (level[timesteps].float()[:, None, None, None] for level in (noise.alpha, noise.sigma))
     # The ranks are made on the CPU: they decide which bits belong to which coefficient.
-    variance, ranks = variances.to(x_t.device), rank(variances).to(x_t.device)
+    ranks, table, alpha, sigma, level = to_device(x_t.device, rank(table), table, alpha, sigma, snr.log1p().float())
+    where = places(*shape[1:], calibration is not None, x_t.device)
+    variance = table[..., where]
     if head is not None and noise.knows(timesteps[0]):
-        alpha, sigma = (level[timesteps].float().to(x_t.device)[:, None, None, None] for level in (noise.alpha, noise.sigma))
-        variance = variance * head(x_0_hat, (x_t - alpha * x_0_hat) / sigma, snr.to(x_t.device)).exp()
-    return variance, ranks
+        variance = variance * head(x_0_hat, (x_t - alpha * x_0_hat) / sigma, level).exp()
+    return variance, ranks[..., where]
 
 
 def rank(error: Tensor) -> Tensor:
@@ -88,24 +104,27 @@ def excess(error: Tensor, bits: Tensor | float) -> Tensor:
 
     The budget of a step so says how large the error is; only its shape has to be known.
     """
-    e = error.double()
-    nats = 2 * math.log(2) * torch.as_tensor(bits, dtype=torch.float64, device=e.device).expand(len(e))[:, None]
-    nats = nats.clamp(max=40.0 * e.shape[1])  # far more than any latent holds, and far from what float32 cannot
-    log_a = (nats / e.sum(1, keepdim=True)).log()
-    for _ in range(20):  # Newton: sum log(1 + a e) is convex in log a, and its slope between 0 and n
-        v = log_a.exp() * e
-        log_a = log_a - (v.log1p().sum(1, keepdim=True) - nats) / (v / (1 + v)).sum(1, keepdim=True)
-    return torch.where(nats > 0, log_a.exp() * e, 0.0).float()
+    log_e = double(error).log()
+    nats = 2 * math.log(2) * (bits if isinstance(bits, Tensor) else log_e.new_full((len(log_e),), bits))[:, None]
+    nats = nats.clamp(1e-300, 40.0 * log_e.shape[1])  # far more than any latent holds, and far from what float32 cannot
+    # From log(1 + v) <= v and log(1 + v) >= log v
+    least, most = nats.log() - log_e.logsumexp(1, keepdim=True), (nats - log_e.sum(1, keepdim=True)) / log_e.shape[1]
+    log_a = least
+    for _ in range(NEWTON_STEPS):  # sum log(1 + a e) is convex in log a
+        log_v = log_a + log_e
+        slope = log_v.sigmoid().sum(1, keepdim=True)
+        log_a = torch.minimum(log_a - (F.softplus(log_v, threshold=40).sum(1, keepdim=True) - nats) / slope, most)
+    return (log_a + log_e).exp().float().to(error.device)
 
 
-def snr_gain(squared_error: Tensor, v: Tensor, bits: float) -> float:
-    """snr_s - snr_t of the step that costs `bits`, for a sender who knows the error.  squared_error, v: [n].
+def snr_gain(squared_error: Tensor, v: Tensor, bits: Tensor | float) -> Tensor:
+    """snr_s - snr_t [B] of the step that costs `bits`, for a sender who knows the error.  squared_error, v: [B, n], bits: [B].
 
     KL(q || p) = sum_i [ log(1 + v_i) + (1 + m_i^2) / (1 + v_i) - 1 ] / 2 nats,  m_i^2 = (snr_s - snr_t) (x_0 - x_0_hat)_i^2
     """
-    squared_error, v = squared_error.double(), v.double()
-    fixed = (v.log1p() - v / (1 + v)).sum()
-    return float((2 * math.log(2) * bits - fixed) / (squared_error / (1 + v)).sum())
+    squared_error, v = double(squared_error), double(v)
+    fixed = (v.log1p() - v / (1 + v)).sum(-1)
+    return (2 * math.log(2) * bits - fixed) / (squared_error / (1 + v)).sum(-1)
 
 
 def expected_bits(calibration: dict | None, shape: tuple[int, int, int], snr: float) -> float:

@@ -59,7 +59,7 @@ def _choose(shift: Tensor, bits: int, low: int, high: int, step: int) -> int:
     count = 2 ** octave_count(bits) - 1
     size = max(1, BLOCK // max(1, high - low))
     blocks = [(first, min(first + size, count)) for first in range(0, count, size)]
-    log_ratio = torch.cat([_candidates(*block, low, high, step, shift.device) @ shift for block in blocks]).double().cpu()
+    log_ratio = torch.cat([_candidates(*block, low, high, step, shift.device) @ shift for block in blocks]).cpu().double()
     # The receiver does not know the arrival times, which need not be the same elsewhere; here they make the choice repeatable.
     uniform = (randomness.words(count, randomness.ARRIVALS, step, offset=SPAN * low).double() + 0.5) / 2**32
     return int((uniform.log().neg().cumsum(0).log() - log_ratio).argmin())

@@ -19,6 +19,7 @@ The decoder gathers windows. The budget is the length of the message in bits and
 y is a maximum rather than a draw: in the one direction that the message decides it has almost no variance.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from diffusers_compress.coding import bit_payload, randomness
+from diffusers_compress.coding.devices import to_device
 
 GOLDEN_RATIO = 0x9E3779B1  # its fraction, times 2^32, made odd: a hash (Knuth, TAOCP 3, section 6.4)
 CODEBOOK_BITS = 14  # the codebook has 2^14 normals
@@ -74,34 +76,40 @@ class Trellis:
         shift, excess: [B, n] float32, in units of the noise's standard deviation and variance; rank: [B, n] integers, the larger
         the more information a dimension is expected to hold -> (messages [B, budget] uint8 of 0 and 1, y [B, n] float32).
         """
-        order, signs, line = _layout(rank, step)
-        m = _mix(shift.gather(1, order) * signs, budget)[:, line]
-        v = _even(excess.gather(1, order), budget)[:, line]
-        likelihood = torch.stack([(1 + v).sqrt() * m, -v / 2], 1)
-        ends, bounds = _segments(shift.shape[1], budget)
-        bits, scores = np.diff([0, *ends]).tolist(), _segment_scores(likelihood, bounds, _codebook(step, shift.device))
+        n, device = shift.shape[1], shift.device
+        order, line = _order(rank, step), _line(n, device)
+        _, signs, codebook = _shared(n, step, device)
+        m = _mix(shift.gather(1, order) * signs, budget)
+        v = _even(excess.gather(1, order), budget)
+        likelihood = torch.stack([(1 + v).sqrt() * m, -v / 2], 1)[..., line]
+        ends, bounds = _segments(n, budget)
+        bits, scores = np.diff([0, *ends]).tolist(), _segment_scores(likelihood, bounds, codebook)
         messages = (
             _m_algorithm(bits, scores, self.survivors(budget), self.state_bits) if self.survivors else _viterbi(bits, scores)
         )
-        return messages, self.decode(messages, excess, rank, budget, step)
+        return messages, self._sample(messages, order, v, step)
 
     def decode(self, messages: np.ndarray, excess: Tensor, rank: Tensor, budget: int, step: int) -> Tensor:
         """Samples y [B, n] float32 that messages [B, budget] stand for; excess and rank [B, n] as in `encode`."""
         if messages.shape != (len(excess), budget):
             raise ValueError(f"messages of shape {list(messages.shape)}: {len(excess)} of {budget} bits are wanted")
-        n, device = excess.shape[1], excess.device
+        order = _order(rank, step)
+        return self._sample(messages, order, _even(excess.gather(1, order), budget), step)
+
+    def _sample(self, messages: np.ndarray, order: Tensor, v: Tensor, step: int) -> Tensor:
+        """y [B, n] of messages [B, budget], by the order of the dimensions and their excess in that order, [B, n] each."""
+        n, device, budget = v.shape[1], v.device, messages.shape[1]
         ends, bounds = _segments(n, budget)
         padded = np.pad(messages.astype(np.int64), ((0, 0), (self.state_bits, 0)))
         state = np.zeros((len(messages), len(ends)), dtype=np.int64)
         for i in range(self.state_bits):  # of the last state_bits bits, the oldest first
             state = state << 1 | padded[:, np.array(ends) + i]
-        origin = torch.as_tensor(_place(state) - np.array(bounds[:-1]), device=device)  # where ordered dimension 0 would be
-        lengths = torch.tensor(bounds, device=device).diff()
-        window = (origin.repeat_interleave(lengths, 1) + torch.arange(n, device=device)) % 2**CODEBOOK_BITS
-        order, signs, line = _layout(rank, step)
-        y = torch.empty_like(excess)
-        y[:, line] = _codebook(step, device)[window]
-        y = _mix((1 + _even(excess.gather(1, order), budget)).sqrt() * y, budget) * signs
+        origin = _place(state) - np.array(bounds[:-1])  # where ordered dimension 0 would be
+        window = (origin.repeat(np.diff(bounds), axis=1) + np.arange(n)) % 2**CODEBOOK_BITS
+        _, signs, codebook = _shared(n, step, device)
+        y = torch.empty_like(v)
+        y[:, _line(n, device)] = codebook[torch.as_tensor(window, device=device)]
+        y = _mix((1 + v).sqrt() * y, budget) * signs
         return torch.empty_like(y).scatter_(1, order, y)
 
 
@@ -119,15 +127,17 @@ def _viterbi(bits: list[int], scores: Iterator[Tensor]) -> np.ndarray:
     for width, score in zip(bits[1:], scores):
         # State k follows the 2^width states whose low bits are the high bits of k.
         total, high = total.view(len(score), 2**width, -1).max(1)
-        came_from.append(high.to(torch.uint8))
+        came_from.append(high)
         total = (score.view(len(score), -1, 2**width) + total[..., None]).flatten(1)
 
-    state = total.argmax(1).cpu().numpy()
-    ways = []
-    for width, table in zip(bits[:0:-1], reversed(came_from)):
+    # One copy from the device for all
+    found = torch.cat([*came_from, total.argmax(1, keepdim=True)], 1).to(torch.int16).cpu().numpy()
+    *tables, state = np.split(found.astype(np.int64), np.cumsum([table.shape[1] for table in came_from]), 1)
+    state, ways = state[:, 0], []
+    for width, table in zip(bits[:0:-1], reversed(tables)):
         ways.append(state & 2**width - 1)
         kept = state >> width
-        state = kept | table.cpu().numpy()[np.arange(len(state)), kept].astype(np.int64) << (CODEBOOK_BITS - width)
+        state = kept | table[np.arange(len(state)), kept] << CODEBOOK_BITS - width
     return _message([state, *ways[::-1]], bits)
 
 
@@ -144,12 +154,12 @@ def _m_algorithm(bits: list[int], scores: Iterator[Tensor], followed: int, state
         state = state.gather(1, best >> width) | best & 2**width - 1
         kept.append(best.to(torch.int32))
 
-    survivor, ways = total.argmax(1).cpu().numpy(), []
+    survivor, ways = total.argmax(1, keepdim=True), []
     for width, best in zip(reversed(bits), reversed(kept)):
-        survivor = best.cpu().numpy()[np.arange(len(survivor)), survivor]
-        ways.append(survivor & 2**width - 1)
-        survivor = survivor >> width
-    return _message(ways[::-1], bits)
+        chosen = best.gather(1, survivor)
+        ways.append(chosen & 2**width - 1)
+        survivor = (chosen >> width).long()
+    return _message(list(torch.cat(ways[::-1], 1).cpu().numpy().T), bits)
 
 
 def _message(ways: list[np.ndarray], bits: list[int]) -> np.ndarray:
@@ -158,8 +168,11 @@ def _message(ways: list[np.ndarray], bits: list[int]) -> np.ndarray:
     return np.concatenate(digits, 1).astype(np.uint8)
 
 
-def _codebook(step: int, device) -> Tensor:
-    return randomness.normals(2**CODEBOOK_BITS, randomness.CODEBOOK, step, device)
+@functools.lru_cache(16)
+def _shared(n: int, step: int, device: torch.device) -> list[Tensor]:
+    """What both ends draw for a step: the dimensions in random order [n], random signs [n], the codebook [2^CODEBOOK_BITS]."""
+    codebook = randomness.normals(2**CODEBOOK_BITS, randomness.CODEBOOK, step)
+    return to_device(device, randomness.permutation(n, step), randomness.signs(n, step), codebook)
 
 
 def _place(state):
@@ -168,17 +181,20 @@ def _place(state):
     return (state ^ (earlier * GOLDEN_RATIO & randomness.WORD) >> 32 - CODEBOOK_BITS) & 2**CODEBOOK_BITS - 1
 
 
-def _layout(rank: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(dimensions by falling rank, else at random [B, n]; random signs [n]; those dimensions' order on the line [n]).
+def _order(rank: Tensor, step: int) -> Tensor:
+    """Dimensions by falling rank [B, n], else at random."""
+    shuffled, _, _ = _shared(rank.shape[1], step, rank.device)
+    return shuffled[(-rank[:, shuffled]).sort(dim=1, stable=True).indices]
+
+
+@functools.lru_cache(16)
+def _line(n: int, device: torch.device) -> Tensor:
+    """Where on the line each of the ordered dimensions lies [n].
 
     Fibonacci hashing spreads the dimensions of any rank evenly over the line, so that all segments hold about as much (Knuth, TAOCP 3,
     section 6.4: the multiples of the golden ratio modulo 1).
     """
-    n, device = rank.shape[1], rank.device
-    shuffled = randomness.permutation(n, step, device)
-    order = shuffled[(-rank[:, shuffled]).sort(dim=1, stable=True).indices]
-    line = (torch.arange(n, device=device) * GOLDEN_RATIO & randomness.WORD).argsort()
-    return order, randomness.signs(n, step, device), line
+    return (torch.arange(n) * GOLDEN_RATIO & randomness.WORD).argsort().to(device)
 
 
 def _mix(x: Tensor, budget: int) -> Tensor:
@@ -187,10 +203,16 @@ def _mix(x: Tensor, budget: int) -> Tensor:
     Where a single dimension holds several bits, an unusual value would overtax its segment: so neighbours share it.
     """
     groups, rest = _groups(x, budget)
-    hadamard = torch.ones(1, 1, dtype=x.dtype, device=x.device)
-    while len(hadamard) < GROUP:
-        hadamard = torch.kron(torch.tensor([[1, 1], [1, -1]], dtype=x.dtype, device=x.device), hadamard)
-    return torch.cat([(groups @ hadamard / GROUP**0.5).flatten(1), rest], 1)
+    return torch.cat([(groups @ _hadamard(x.device) / GROUP**0.5).flatten(1), rest], 1)
+
+
+@functools.lru_cache(16)
+def _hadamard(device: torch.device) -> Tensor:
+    """Of 1 and -1 [GROUP, GROUP] float32."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < GROUP:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    return matrix.to(device)
 
 
 def _even(v: Tensor, budget: int) -> Tensor:
@@ -206,11 +228,11 @@ def _groups(x: Tensor, budget: int) -> tuple[Tensor, Tensor]:
 
 def _segment_scores(terms: Tensor, bounds: list[int], codebook: Tensor) -> Iterator[Tensor]:
     """Each segment's scores of all windows [B, 2^CODEBOOK_BITS]."""
-    longest = max([high - low for low, high in zip(bounds[1:], bounds[2:])], default=WINDOW)
-    windows = _windows(codebook, min(longest, WINDOW))
-    yield _scores(terms, bounds[:2], windows)[:, 0]
-    for first in range(1, len(bounds) - 1, SCORED):
-        yield from _scores(terms, bounds[first : min(first + SCORED + 1, len(bounds))], windows).unbind(1)
+    lengths, ends = np.diff(bounds), torch.tensor(bounds, device=terms.device)
+    windows = _windows(codebook, min(max(lengths[1:], default=WINDOW), WINDOW))
+    yield _scores(terms, ends[:2], lengths[0], windows)[:, 0]
+    for first in range(1, len(lengths), SCORED):
+        yield from _scores(terms, ends[first : first + SCORED + 1], max(lengths[first : first + SCORED]), windows).unbind(1)
 
 
 def _windows(codebook: Tensor, length: int) -> Tensor:
@@ -219,14 +241,14 @@ def _windows(codebook: Tensor, length: int) -> Tensor:
     return torch.cat([windows, windows.square()])
 
 
-def _scores(terms: Tensor, bounds: list[int], windows: Tensor) -> Tensor:
-    """Log likelihood ratios of the codewords of all states, for the segments between `bounds`.
+def _scores(terms: Tensor, bounds: Tensor, longest: int, windows: Tensor) -> Tensor:
+    """Log likelihood ratios of the codewords of all states, for the segments between `bounds`, of `longest` dimensions at most.
 
     terms: [B, 2, n], the factors of c_i and of c_i^2 -> [B, len(bounds) - 1, states].
     """
-    low, high = (torch.tensor(ends, device=terms.device)[:, None] for ends in (bounds[:-1], bounds[1:]))
+    low, high = bounds[:-1, None], bounds[1:, None]
     length, result = len(windows) // 2, 0
-    for start in range(0, max(1, int((high - low).max())), length):
+    for start in range(0, max(1, longest), length):
         i = low + start + torch.arange(length, device=terms.device)
         factors = terms[:, :, i.clamp(max=terms.shape[-1] - 1)] * (i < high)  # [B, 2, S, length]
         # From dimension `start` on a state's window is that of a later state.

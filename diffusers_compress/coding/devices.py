@@ -1,0 +1,30 @@
+"""What a codec has to know of a device: copies to it are slow, each, and some have no float64."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+
+def to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
+    """Tensors of the CPU, those with the largest elements first, on the device: with one copy for all."""
+    if device.type == "cpu":
+        return list(tensors)
+    sizes = [tensor.numel() * tensor.itemsize for tensor in tensors]
+    copied = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]).to(device)
+    return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(copied.split(sizes), tensors)]
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Apple's GPUs have none."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def double(x: Tensor) -> Tensor:
+    """x in float64: on the CPU, if its device has none."""
+    return (x if has_float64(x.device) else x.cpu()).double()
