@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from diffusers_compress.outputs import CompressOutput, DecompressOutput
 
-DIFFC, RELIC, PERCO, UQDM, REFINE = 1, 2, 3, 4, 5
+DIFFC, RELIC, PERCO, UQDM, REFINE, CDC = 1, 2, 3, 4, 5, 7
 LOSSLESS = 128  # added to a codec's number in the header of a lossless file
-RESERVED = {6: "text-sketch", 7: "cdc"}  # numbers of codecs to come
+RESERVED = {6: "text-sketch"}  # numbers of codecs to come
 
 
 class Codec(NamedTuple):
@@ -86,6 +86,15 @@ CODECS = {
         embedded="uqdm",
         rate="cap",
         preview={"reconstruction": "denoised"},
+    ),
+    "cdc": Codec(
+        CDC,
+        "CDC",
+        "diffusers_compress.pipelines.cdc:CDCPipeline",
+        "diffusers_compress.codecs.cdc.format",
+        embedded="cdc",
+        rate="cap",
+        preview={"preview": True},
     ),
     "refine": Codec(
         REFINE,

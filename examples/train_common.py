@@ -89,6 +89,12 @@ def target_of(x_0, eps, alpha, sigma, prediction_type):
     return {"epsilon": eps, "sample": x_0, "v_prediction": alpha * eps - sigma * x_0}[prediction_type]
 
 
+def local_moments(x):
+    """Local standard deviations of what is finer than an eighth of a cycle a pixel, over two window sizes: [B, 3, ...] each."""
+    fine = x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    return [(F.avg_pool2d(fine.square(), size, size // 2) + 1e-4).sqrt() for size in (8, 16)]
+
+
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderDC, DDIMScheduler, DiffusionPipeline, UniPCMultistepScheduler
 from torch import nn
-from train_common import Stage, batch_of_photos, forget_paths, load_photos, split, to_model_range, train_once
+from train_common import Stage, batch_of_photos, forget_paths, load_photos, local_moments, split, to_model_range, train_once
 from train_embedded_text import embed_texts, load_tokenizer, make_text_encoder, make_tokenizer
 from transformers import CLIPTextModel
 
@@ -221,12 +221,6 @@ def train_decoder(accelerator, vae, components, photos, validation, args):
         return (x - x_hat).square().mean()
 
     return stage.run(loss_of, lambda model: vae_figures(model.vae, validation)).vae
-
-
-def local_moments(x):
-    """Local standard deviations of what is finer than an eighth of a cycle a pixel, over two window sizes: [B, 3, ...] each."""
-    fine = x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    return [(F.avg_pool2d(fine.square(), size, size // 2) + 1e-4).sqrt() for size in (8, 16)]
 
 
 def train_texture(accelerator, vae, components, photos, validation, args):

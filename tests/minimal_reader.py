@@ -1,7 +1,7 @@
 """A reader of .dfc files written from FORMAT.md alone, with the standard library and nothing of the package: a second opinion.
 
 As slow as it is plain. It goes as far as integers go: to the messages and timesteps of a DiffC file, to the samples that the messages stand
-for, to all symbols of a Relic file, to the grid and caption of a PerCo file, to the offsets of a UQDM file, given the rows of its tables, and
+for, to all symbols of a Relic or CDC file, to the grid and caption of a PerCo file, to the offsets of a UQDM file, given the rows of its tables, and
 to the pixels of a lossless file, given its prediction.
 """
 
@@ -993,3 +993,77 @@ def refine(data):
     name = {1: "jpeg", 2: "webp", 3: "avif", 4: "jxl", 5: "jpeg2000"}[base]
     facts = {"width": width, "height": height, "fingerprint": fingerprint.hex(), "prompt": parameters[end:].decode()}
     return facts | {"base": name, "errors": errors, "seed": seed, "bytes": len(payload), "payload": payload}
+
+
+# ----------------------------------------------------------------------------------------------------------------------- CDC
+
+
+def cdc(data, tensors, log_scales, levels, multiple, cell):
+    """All of a CDC file: its parameters, and under "y_hat" the latent times 512, channel by channel. `tensors`: of the context model, name ->
+    (shape, numbers); `cell`: pixels along a side of a position of the latent."""
+    codec, width, height, fingerprint, parameters, start = container(data)
+    need(codec == 7, "codec")
+    payload, whole = payload_of(data, start, len(data) - start - 4)
+    need(whole, "cut")
+    need(parameters, "parameters")
+    level, (seed, end) = parameters[0], varint(parameters, 1) if len(parameters) > 1 else (0, 1)
+    need(end == len(parameters) and (seed or end == 1) and seed < 2**32, "parameters")
+    need(level < levels, "another model")
+
+    h, w = (-(-side // multiple) * multiple // cell for side in (height, width))
+    a, b = -(-h // 4), -(-w // 4)
+    reader, planes = RangeDecoder(payload), []
+    for mean, index in zip(tensors["z_mean"][1], tensors["z_index"][1]):
+        k = values(reader, [0] * (a * b), [max(0, min(60, round(64 * index)))] * (a * b))
+        planes.append([[512 * k[y * b + x] + round(512 * mean) for x in range(b)] for y in range(a)])
+    if levels > 1:
+        planes.append([[round(512 * (level / (levels - 1)))] * b for _ in range(a)])
+    for i in range(2):
+        planes = fixed_point(spread_out(planes), tensors, i, -1)
+        planes = [[[x * 13107 >> 16 if x < 0 else x for x in row] for row in plane] for plane in planes]
+    planes = fixed_point(planes, tensors, 2, 1)
+    y_hat = []
+    for mean, scale in zip(planes[: len(planes) // 2], planes[len(planes) // 2 :]):
+        mean, scale = ([x for row in plane[:h] for x in row[:w]] for plane in (mean, scale))
+        k = values(reader, [0] * (h * w), [cdc_table(s, log_scales) for s in scale])
+        y_hat.append([512 * step + m for step, m in zip(k, mean)])
+    facts = {"width": width, "height": height, "fingerprint": fingerprint.hex(), "level": level, "seed": seed}
+    return facts | {"y_hat": y_hat}
+
+
+def cdc_table(scale, log_scales):
+    if log_scales:
+        return max(0, min(60, 20 + (4 * scale + 256) // 512))
+    return sum(512 * math.pi / math.sqrt(3) * 2 ** ((i - 19.5) / 4) <= max(51, scale) for i in range(60))
+
+
+def spread_out(planes):
+    """With zeros between, so that a transposed convolution becomes one."""
+    return [
+        [[x if y == 0 else 0 for x in row for y in (0, 1)] if z == 0 else [0] * 2 * len(row) for row in p for z in (0, 1)]
+        for p in planes
+    ]
+
+
+def fixed_point(planes, tensors, i, direction):
+    """Layer i of the hyper-decoder; direction: 1 for weights [out, in, k, k] as they are, -1 for [in, out, k, k] turned round."""
+    (first, second, k, _), weight = tensors[f"hyper_decoder.{i}.weight"]
+    n_in, n_out = (second, first) if direction == 1 else (first, second)
+    h, w, r, found = len(planes[0]), len(planes[0][0]), k // 2, []
+    for o, bias in enumerate(tensors[f"hyper_decoder.{i}.bias"][1]):
+        starts = [((o * n_in + c) if direction == 1 else (c * n_out + o)) * k * k for c in range(n_in)]
+        taps = [weight[start : start + k * k][::direction] for start in starts]
+        step = 2.0 ** (math.frexp(max(2.0**-16, *(abs(x) for tap in taps for x in tap)))[1] - 7)
+        taps = [[max(-127, min(127, round(x / step))) for x in tap] for tap in taps]
+        plane = []
+        for y in range(h):
+            for x in range(w):
+                total = sum(
+                    taps[c][dy * k + dx] * planes[c][y + dy - r][x + dx - r]
+                    for c in range(n_in)
+                    for dy in range(max(0, r - y), min(k, h + r - y))
+                    for dx in range(max(0, r - x), min(k, w + r - x))
+                )
+                plane.append(limited(math.floor(total * step + round(512 * bias) + 0.5), 512 << 11))
+        found.append([plane[y * w : y * w + w] for y in range(h)])
+    return found

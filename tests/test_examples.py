@@ -120,6 +120,7 @@ def test_captions(run, pictures, tmp_path, tiny_sd_folder):
 
 def test_every_example_is_run():
     tested = {
+        "convert_cdc.py",
         "convert_perco.py",
         "convert_uqdm.py",
         "rd_curve.py",

@@ -124,3 +124,13 @@ def test_it_reads_the_pixels_of_a_lossless_file():
     picture = np.asarray(Image.open(FOLDER / "diffc-lossless.png"))
     assert pixels == dict(np.ndenumerate(picture.transpose(2, 0, 1)[[1, 0, 2]])) and facts["digest"] is None
     assert np.array_equal(picture, np.asarray(make.picture(facts["width"], facts["height"])))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "cdc"])
+def test_it_reads_the_latent_of_cdc(name):
+    case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
+    pipe = pipeline("cdc", case["model"])
+    model = pipe.context_model
+    tensors = {key: (list(tensor.shape), tensor.flatten().tolist()) for key, tensor in model.state_dict().items()}
+    facts = minimal_reader.cdc(data, tensors, model.config.log_scales, model.config.levels, pipe.multiple, model.multiple)
+    assert {key: facts[key] for key in case["symbols"]} == case["symbols"]

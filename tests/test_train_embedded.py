@@ -143,7 +143,7 @@ def test_training_goes_on_from_a_finished_model(examples, pictures, tmp_path, mo
 def test_local_moments_tell_texture_from_blur(examples):
     x = torch.rand(1, 3, 64, 64)
     for moments, brighter, blurred in zip(
-        *map(examples[1].local_moments, (x, x + 0.3, torch.nn.functional.avg_pool2d(x, 3, 1, 1)))
+        *map(examples[0].local_moments, (x, x + 0.3, torch.nn.functional.avg_pool2d(x, 3, 1, 1)))
     ):
         assert torch.allclose(moments, brighter, atol=1e-5) and (blurred < 0.7 * moments).all()
 

@@ -23,6 +23,10 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from diffusers_compress import (  # noqa: E402
+    CDCContextModel,
+    CDCPipeline,
+    CDCScheduler,
+    CDCUNet,
     DiffCPipeline,
     HyperEncoder,
     HyperPrior,
@@ -35,6 +39,7 @@ from diffusers_compress import (  # noqa: E402
     embedded_model,
 )
 from diffusers_compress.codecs import lossy_part
+from diffusers_compress.codecs.cdc import format as cdc_format  # noqa: E402
 from diffusers_compress.codecs.diffc import format as diffc_format  # noqa: E402
 from diffusers_compress.codecs.diffc import rate  # noqa: E402
 from diffusers_compress.codecs.diffc.timesteps import timesteps_of  # noqa: E402
@@ -52,6 +57,7 @@ from diffusers_compress.format.limits import DEFAULT_LIMITS  # noqa: E402
 from diffusers_compress.models import adapter  # noqa: E402
 
 PIPELINES = {
+    "cdc": CDCPipeline,
     "diffc": DiffCPipeline,
     "perco": PerCoPipeline,
     "refine": RefinePipeline,
@@ -61,6 +67,7 @@ PIPELINES = {
 WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
 RMS, PEAK = 1.0, 6  # permitted, in 8-bit levels
 PREVIEW = {  # one network call
+    "cdc": {"num_inference_steps": 1},
     "diffc": {"reconstruction": "denoised"},
     "perco": {"num_inference_steps": 1, "guidance_scale": 1.0},
     "refine": {"num_inference_steps": 1},
@@ -92,6 +99,10 @@ CASES = {
     "uqdm-cut": ("uqdm", "epsilon", (17, 9), {"num_coding_steps": 3}, {}, 150),
     "uqdm-1x1": ("uqdm", "v_prediction", (1, 1), {"lossless": True}, {}, None),
     "diffc-lossless": ("diffc", "epsilon", (21, 17), {"max_bytes": 100, "lossless": True}, {}, None),
+    "cdc-levels": ("cdc", "epsilon", (72, 40), {"max_bytes": 400}, {}, None),
+    "cdc-preview": ("cdc", "epsilon", (33, 70), {"fidelity": 0.4}, {"preview": True}, None),
+    "cdc-published": ("cdc", "v_prediction", (40, 21), {"seed": 7}, {"gamma": 0.0}, None),
+    "cdc-1x1": ("cdc", "v_prediction", (1, 1), {}, {}, None),
     "refine-jpeg": ("refine", "epsilon", (72, 40), {"fidelity": 0.1, "prompt": "a house", "seed": 5}, {}, None),
     "refine-webp": ("refine", "v_prediction", (33, 31), {"max_bytes": 250, "base": "webp"}, {"realism": 0.5}, None),
     "refine-avif-preview": ("refine", "embedded", (64, 48), {"max_bytes": 600, "base": "avif"}, {"preview": True}, None),
@@ -180,6 +191,8 @@ def pipeline(codec, model):
         pipe = PIPELINES[codec].from_pretrained(embedded_model(), dtype=torch.float32)
     elif codec == "uqdm":
         pipe = UQDMPipeline(uqdm_network(model == "v_prediction"), UQDMScheduler(gamma_origin=-13.0))
+    elif codec == "cdc":
+        pipe = CDCPipeline(*cdc_networks(model == "v_prediction"), CDCScheduler(num_train_timesteps=100))
     else:
         words = tokenizer(ALPHABET, MERGES) if codec == "perco" else None  # numbered as CLIP's
         pipe = PIPELINES[codec](**components(model, words))
@@ -213,6 +226,33 @@ def uqdm_network(preconditioned):
         attention_head_dim=8,
     )
     return filled(network, 5)
+
+
+def cdc_networks(published):
+    """As published but small, or with all that ours have beside that."""
+    ours = {"patch": 2, "levels": 6, "log_scales": True, "preview": True}
+    context_model = CDCContextModel(
+        widths=(8, 8, 16),
+        hyper_widths=(8, 8, 4),
+        context_channels=8 if published else 16,
+        kernel=7 if published else 3,
+        **({} if published else ours),
+    )
+    unet = CDCUNet(
+        widths=(8, 8, 8),
+        context_widths=(context_model.config.context_channels, 8, 8),
+        blocks=2 if published else 1,
+        kernel=7 if published else 3,
+        attention=published,
+        **({} if published else {"patch": 2, "rate_input": True, "centred": True}),
+    )
+    filled(context_model, 6), filled(unet, 7)
+    context_model.z_index.data.fill_(16 / 64)
+    context_model.hyper_decoder[-1].bias.data[16:] += 1  # scales above 0
+    if not published:
+        context_model.log2_gain.data += torch.tensor([[-1.0], [3.0]])
+    context_model.settle()
+    return context_model, unet
 
 
 def hyper_encoder():
@@ -252,6 +292,10 @@ def symbols(pipe, data):
         steps = min(len(sections), len(parameters.sizes))
         uqdm_loop.chain(network, pipe.scheduler, shape, pipe.coding_device, steps, transmit)
         return {"k": [k.tolist() for k in sent], "nudge": parameters.nudge, "checks": parameters.checks}
+    if isinstance(pipe, CDCPipeline):
+        header, parameters, payload = cdc_format.read_file(data)
+        y_hat = (512 * pipe.read_symbols(header, parameters, payload)).long()
+        return {"level": parameters.level, "seed": parameters.seed, "y_hat": y_hat.flatten(1).tolist()}
     if isinstance(pipe, PerCoPipeline):
         header, parameters, payload = perco_format.read_file(data)
         shape = pipe.latent_shape(header.height, header.width)
