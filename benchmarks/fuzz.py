@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 with atheris.instrument_imports(include=["diffusers_compress"]):
     from diffusers_compress import contract
+    from diffusers_compress.codecs.cdc import format as cdc_format
+    from diffusers_compress.codecs.cdc import symbols as cdc_symbols
     from diffusers_compress.codecs.diffc import format as diffc_format
     from diffusers_compress.codecs.perco import format as perco_format
     from diffusers_compress.codecs.perco.payload import unpack_payload
@@ -39,6 +41,7 @@ from robustness import files, parsed, parts, seal  # noqa: E402
 LIMITS = Limits(pixels=32 * 32)
 LARGEST = 400  # bytes of an input that is kept
 CODEBOOK = make.hyper_encoder().probability_model()
+CONTEXT_MODEL, _ = make.cdc_networks(published=False)
 VOCABULARY = vocabulary_of(make.tokenizer(ALPHABET, make.MERGES))
 
 
@@ -56,6 +59,10 @@ def read(data):
         assert uqdm_format.Parameters.from_bytes(parameters.to_bytes()) == parameters
         for section in sections:  # under rows that no network made
             dither.symbols(section, np.arange(3 * header.height * header.width) % 2000, dither.tables())
+    elif header.codec == contract.CDC:
+        header, parameters, payload = cdc_format.read_file(data, LIMITS)
+        level, multiple = min(parameters.level, CONTEXT_MODEL.config.levels - 1), CONTEXT_MODEL.multiple
+        cdc_symbols.decode(CONTEXT_MODEL, payload, level, *(side + -side % multiple for side in (header.height, header.width)))
     elif header.codec > contract.LOSSLESS:
         file = lossless.read(data, LIMITS)
         if file.pixels is not None:

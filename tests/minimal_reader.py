@@ -1,8 +1,8 @@
 """A reader of .dfc files written from FORMAT.md alone, with the standard library and nothing of the package: a second opinion.
 
 As slow as it is plain. It goes as far as integers go: to the messages and timesteps of a DiffC file, to the samples that the messages stand
-for, to all symbols of a Relic or CDC file, to the grid and caption of a PerCo file, to the offsets of a UQDM file, given the rows of its tables, and
-to the pixels of a lossless file, given its prediction.
+for, to all symbols of a Relic or CDC file, to the grid and caption of a PerCo file, to the offsets of a UQDM file, given the rows of its
+tables, and to the pixels of a lossless file, given its prediction.
 """
 
 import functools
