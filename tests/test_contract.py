@@ -24,6 +24,7 @@ from diffusers_compress.cli.options import DECODING, ENCODING
 from diffusers_compress.contract import CODECS, RESERVED, Codec
 from diffusers_compress.errors import BitstreamError, Corrupt, NotABitstream, UnsupportedVersion, WrongModel
 from diffusers_compress.format import container
+from diffusers_compress.format.limits import DEFAULT_LIMITS
 
 RATE = MappingProxyType({"required": {"max_bytes": 150}, "cap": {"max_bytes": 400}, "none": {}})
 OWN = MappingProxyType({"refine": {"max_bytes": 250, "base": "webp"}})  # where the smallest files are larger
@@ -325,7 +326,7 @@ def test_a_second_process_decodes_the_same_picture(key, pipe, files, tmp_path, p
 def test_another_codec_is_refused_by_name(key, pipe, files):
     for other in CODECS.keys() - {key}:
         with pytest.raises(WrongModel, match=f"made by {CODECS[key].name}.*{CODECS[key].name}Pipeline"):
-            CODECS[other].format_module().describe(files[1])
+            CODECS[other].format_module().describe(files[1], DEFAULT_LIMITS)
 
 
 def test_a_codec_to_come_is_named():
