@@ -20,7 +20,13 @@ from diffusers_compress.format import container, lossless
 from diffusers_compress.format.limits import DEFAULT_LIMITS
 
 LOSSY = [key for key, codec in CODECS.items() if key != "uqdm"]
-RATE = {"relic": {"max_bytes": 150}, "refine": {"fidelity": 0.1}, "diffc": {"max_bytes": 60, "num_coding_steps": 2}, "perco": {}}
+RATE = {
+    "cdc": {"max_bytes": 400},
+    "relic": {"max_bytes": 150},
+    "refine": {"fidelity": 0.1},
+    "diffc": {"max_bytes": 60, "num_coding_steps": 2},
+    "perco": {},
+}
 
 
 def coded(picture, prediction=None):
