@@ -9,7 +9,7 @@ Prior: bits of an ideal DiffC without end, from pure noise to a noise level, by 
 (I-MMSE: Guo et al. 2005, eq. 1; Kingma et al. 2021, section 4.1), of the UNet and of a Gaussian prior. That one is stationary, with the
 power spectrum in each channel (DCT of the whole latent) of the very pictures, and denoises by Wiener's filter: the best that knows
 nothing else. The level is where the UNet's denoised mean, decoded, comes within 2 dB of the VAE's PSNR.
-DiffC: through files, at five rates; with the high-frequency power of `flow` over the original's (3x3 high pass, geometric mean) and the
+DiffC: through files, at some rates; with the high-frequency power of `flow` over the original's (3x3 high pass, geometric mean) and the
 standard deviation of its colours (Cb, Cr) over the original's.
 Samples: unconditional pictures of 256x256, as a sheet.
 
@@ -46,6 +46,7 @@ def parse_args():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--every", type=int, default=1, help="measure each n-th picture only")
     parser.add_argument("--only", choices=["vae", "prior", "diffc"], nargs="+", default=["vae", "prior", "diffc"])
+    parser.add_argument("--bpp", type=float, nargs="+", default=BPP, help="rates of DiffC")
     parser.add_argument("--samples", type=Path, help="write a sheet of unconditional samples here")
     return parser.parse_args()
 
@@ -245,7 +246,7 @@ def main():
     if "diffc" in args.only:
         print("\n| DiffC asked | bpp | denoised, dB | flow, dB | high frequencies | colours |\n|--|--|--|--|--|--|")
         with tempfile.TemporaryDirectory() as folder:
-            for rate in BPP:
+            for rate in args.bpp:
                 figures = np.array([measure_diffc(pipe, pictures[i], Path(folder), rate) for i in chosen])
                 figures[:, 3] = np.log(figures[:, 3])
                 bpp, denoised, flow, detail, colour = figures.mean(0)

@@ -209,9 +209,9 @@ def _mix(x: Tensor, budget: int) -> Tensor:
 @functools.lru_cache(16)
 def _hadamard(device: torch.device) -> Tensor:
     """Of 1 and -1 [GROUP, GROUP] float32."""
-    matrix = torch.ones(1, 1)
+    matrix = torch.ones(1, 1, dtype=torch.float32)  # whatever a program's default type is
     while len(matrix) < GROUP:
-        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+        matrix = torch.kron(matrix.new_tensor([[1, 1], [1, -1]]), matrix)
     return matrix.to(device)
 
 
