@@ -53,6 +53,7 @@ def parse_args():
     parser.add_argument("--context-channels", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--patch", type=int, default=2)
+    parser.add_argument("--mixed-precision", default="bf16", choices=["no", "bf16", "fp16"])
     parser.add_argument("--checkpoint-minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -217,7 +218,7 @@ def decibels(x, x_hat):
 def main():
     args = parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_seed(args.seed)
     photos, validation_photos = split(load_photos(args.photos))
 
