@@ -168,7 +168,7 @@ def _message(ways: list[np.ndarray], bits: list[int]) -> np.ndarray:
     return np.concatenate(digits, 1).astype(np.uint8)
 
 
-@functools.lru_cache(16)
+@functools.lru_cache(4)  # a step of 12 megapixels takes some 50 MB
 def _shared(n: int, step: int, device: torch.device) -> list[Tensor]:
     """What both ends draw for a step: the dimensions in random order [n], random signs [n], the codebook [2^CODEBOOK_BITS]."""
     codebook = randomness.normals(2**CODEBOOK_BITS, randomness.CODEBOOK, step)
@@ -187,7 +187,7 @@ def _order(rank: Tensor, step: int) -> Tensor:
     return shuffled[(-rank[:, shuffled]).sort(dim=1, stable=True).indices]
 
 
-@functools.lru_cache(16)
+@functools.lru_cache(4)
 def _line(n: int, device: torch.device) -> Tensor:
     """Where on the line each of the ordered dimensions lies [n].
 
