@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -71,9 +72,10 @@ def test_realism(run, pictures, tmp_path):
 
 
 def test_compare(run, pictures, tmp_path):
-    """Each picture under its label, two in a row."""
-    assert "bits per pixel" in run("compare.py", "--photo", pictures / "0.png", "--bpp", 0.2)
-    assert Image.open(tmp_path / "compare.jpg").size == (2 * 96 + 8, 2 * (64 + 26) + 8)
+    """A row a photo; each picture under its label."""
+    lines = run("compare.py", pictures / "0.png", pictures / "1.png", "--bpp", 0.5, "--side", 64).splitlines()
+    assert len(lines) == 2 and re.fullmatch(r"original; JPEG [\d,]+ B; AVIF [\d,]+ B; DiffC 384 B", lines[0])
+    assert Image.open(tmp_path / "compare.jpg").size == (4 * 64 + 3 * 8, 2 * (64 + 34) + 8)
 
 
 def test_calibrate_and_push(run, pictures, tmp_path, tiny_sd_folder):

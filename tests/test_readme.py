@@ -1,0 +1,83 @@
+"""README.md tells the truth: its code runs as pasted, its links and pictures are there, its `pip install` lines install."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from diffusers_compress.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["decoded"].size == names["image"].size
+    assert 0 < len(names["data"]) <= 0.05 * 256 * 256 / 8
+
+
+def test_commands_run(tmp_path, monkeypatch, photo, capsys):
+    """All but those that install, which `.ci/run` and the next test run, and the demo, which tests/test_cli.py runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for path in ("photo.jpg", "photos/1.jpg"):
+        photo.resize((144, 96)).save(path)
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("diffusers-compress ")]
+    assert {command[1] for command in commands} >= {"encode", "decode", "info", "batch", "eval"}
+    for _, *words in commands:
+        if words[0] not in ("demo", "app"):
+            assert main(words) == 0, (words, capsys.readouterr().err)
+    assert (tmp_path / "coded" / "1.dfc").exists() and (tmp_path / "report" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_git_url_installs(tmp_path):
+    """What pip clones and builds from a git URL is the package, with its model and its command."""
+    assert "pip install git+URL" in README
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--no-build-isolation",
+        "--target",
+        tmp_path,
+    ]
+    subprocess.run([*pip, f"git+{ROOT.as_uri()}"], check=True)
+    site = tmp_path / "diffusers_compress"
+    assert (site / "embedded/model/model_index.json").exists() and (site / "pipelines/diffc.py").exists()
+    assert (tmp_path / "bin" / "diffusers-compress").exists()
+
+
+def test_links_and_pictures_are_there():
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", README)]
+    assert [target for target in targets if not target.startswith("https://") and not (ROOT / target).exists()] == []
+    assert len(README.splitlines()) <= 125
+
+
+def test_the_drawings_are_what_the_code_draws(tmp_path):
+    figures = runpy.run_path(str(ROOT / "docs/figures.py"))
+    figures["write_svg"].__globals__["DOCS"] = tmp_path
+    for codec, columns in figures["FLOWS"].items():
+        figures["flow"](codec, *columns)
+        name = f"{codec}_flow.svg"
+        assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")  # noqa: S314 - our own files
