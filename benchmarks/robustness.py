@@ -1,6 +1,7 @@
-"""Damaged and hostile files, and decoders that compute a little otherwise: makes ROBUSTNESS.md.
+"""Damaged and hostile files, and decoders that compute a little otherwise: makes the tables of ROBUSTNESS.md.
 
-    python benchmarks/robustness.py --out ROBUSTNESS.md
+    python benchmarks/robustness.py
+    python benchmarks/robustness.py --tables drift                   # this one alone
     python benchmarks/robustness.py --cases CASES --plain PLAIN      # awkward inputs, by the command `batch` and back
 
 Every file of `tests/golden` is damaged in many ways, most of them with the checksums put right again, so that the damage gets past them. A
@@ -13,6 +14,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -236,7 +238,7 @@ def drift_rows():
 
     from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images
     from diffusers_compress.cli.demo import demo_photo
-    from diffusers_compress.codecs.diffc import drift, rate
+    from diffusers_compress.codecs.diffc import rate
 
     rate.CHECKED_BYTES = 0
     picture = images.open_image(demo_photo()).convert("RGB").crop((100, 20, 356, 276))
@@ -303,7 +305,7 @@ def drift_rows():
             lost = psnr(original, reference) - psnr(original, decoded)
             rows.append([pipeline.__name__[:-8], name, rms, told, f"{psnr(reference, decoded):.1f}", f"{lost:+.3f}"])
             torch.set_num_threads(1)
-    return rows, drift.BOUND
+    return rows
 
 
 def psnr(a, b):
@@ -418,16 +420,15 @@ def case_rows(folder, plain, codec):
         for name, data in members(folder):
             row, shard = coded.get(name), name.rpartition("::")[0]
             if row is None and shard and coded[shard]["error"]:
-                kind = "in a shard that is refused"
+                kind = "files in the shards that are refused"
             elif row is None:
                 known = any(name == one or name.startswith(f"{one}/") for one in skipped)
-                kind = "passed over, and said so" if known else "beside a picture in a shard" if shard else "SILENT SKIP"
+                kind = "passed over, with a note" if known else "kept beside a picture in a shard" if shard else "SILENT SKIP"
             elif row["error"]:
-                kind = "refused: " + (
-                    "shard" if name.endswith(".tar") else row["error"].partition(": ")[2].replace(str(folder), "")
-                )
+                reason = row["error"].partition(": ")[2].removeprefix("[Errno 2] ").removeprefix(f"{folder}/{name}: ")
+                kind = "refused: " + ("shard that was cut" if name.endswith(".tar") else reason.partition(": '")[0])
             elif name.endswith(".tar"):
-                kind = "shard"
+                kind = "shard, coded"
             else:
                 target = f"{shard}::{row['target']}" if shard else row["target"]
                 picture = Image.open(io.BytesIO(back[target.removesuffix(".dfc") + ".png"]))
@@ -443,7 +444,7 @@ def case_rows(folder, plain, codec):
 # ------------------------------------------------------------------------------------------------------------------- the page
 
 
-def alone(part, count):
+def alone(part, count=0):
     """`counted` in a process of its own."""
     command = [sys.executable, __file__, "--part", part, "--count", str(count)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
@@ -466,31 +467,43 @@ def outcome_table(results):
     return table(["", "files", *kinds, "crashes", "hangs", "slowest, s", "peak memory, MB"], rows)
 
 
+def damage_table(args):
+    results = [alone("container", args.container), *(alone(codec, args.decode) for codec in CODECS)]
+    for each in results:
+        print(json.dumps(each), file=sys.stderr)
+    return outcome_table(results)
+
+
+TABLES = {  # name in the page: what makes it
+    "damage": damage_table,
+    "large": lambda args: table(["codec", "channel", "outcome", "seconds", "MB more"], alone("large")),
+    "drift": lambda args: table(
+        ["codec", "decoded in", "latent, rms", "check says", "picture, dB", "PSNR lost, dB"], alone("drift")
+    ),
+    "check": lambda args: table(["drift, rms", "estimate, median", "warned"], check_rows()),
+}
+
+
 def versions():
-    names = ("torch", "diffusers", "transformers", "Pillow", "numpy", "constriction")
     from importlib.metadata import version
 
+    names = ["torch", "diffusers", "transformers", "Pillow", "numpy", "constriction", *["torchao"] * bool(find_spec("torchao"))]
     return ", ".join(f"{name} {version(name)}" for name in names)
 
 
-def page(results, large, drifts, bound, checks, text):
-    """ROBUSTNESS.md: the measured tables in place of the marks in its template."""
-    tables = {
-        "OUTCOMES": outcome_table(results),
-        "LARGE": table(["codec", "channel", "outcome", "seconds", "MB more"], large),
-        "DRIFT": table(["codec", "decoded in", "latent, rms", "check says", "picture, dB", "PSNR lost, dB"], drifts),
-        "CHECK": table(["drift, rms", "estimate, median", "warned"], checks),
-        "VERSIONS": versions(),
-        "BOUND": f"{bound:g}",
-    }
-    for mark, made in tables.items():
-        text = text.replace("{" + mark + "}", made)
+def renewed(text, tables):
+    """The page with these tables in place of those between `<!-- NAME -->` and `<!-- end -->`, and what they were made with."""
+    for name, made in tables.items():
+        new = f"<!-- {name} -->\n\n{made}\n\n{versions()}.\n\n<!-- end -->"
+        text, found = re.subn(rf"(?s)<!-- {name} -->.*?<!-- end -->", lambda _: new, text)
+        assert found == 1, name
     return text
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "ROBUSTNESS.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "ROBUSTNESS.md", help="the page whose tables are made again")
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--container", type=int, default=100_000, help="damaged files that are parsed")
     parser.add_argument("--decode", type=int, default=2_000, help="damaged files of each codec that are decoded")
     parser.add_argument("--part", help="this one alone, as a line of JSON")
@@ -507,15 +520,11 @@ def main():
         print(table(["outcome", "inputs", "such as"], case_rows(args.cases, Image.open(args.plain).convert("RGB"), args.codec)))
         return
     if args.part:
-        parts = {"large": large_rows, "drift": lambda: drift_rows()[0]}
+        parts = {"large": large_rows, "drift": drift_rows}
         print(json.dumps(parts[args.part]() if args.part in parts else counted(args.part, args.count)))
         return
-    codecs = list(CODECS)
-    results = [alone("container", args.container), *(alone(codec, args.decode) for codec in codecs)]
-    for each in results:
-        print(json.dumps(each), file=sys.stderr)
-    template = (Path(__file__).parent / "robustness.md").read_text(encoding="utf-8")
-    args.out.write_text(page(results, alone("large", 0), *drift_rows(), check_rows(), template), encoding="utf-8")
+    tables = {name: TABLES[name](args) for name in args.tables}
+    args.out.write_text(renewed(args.out.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """The contract of a codec, and the table of all codecs. A new codec is one row here, its pipeline and its format.
 
-Nothing here imports torch: a row names modules, which are imported when they are used. Shared code reads the table and names no codec.
+Nothing here imports torch, or anything that takes long: a row names modules, which are imported when they are used. Shared code reads the
+table and names no codec.
 """
 
 from collections.abc import Callable
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
-from pkgutil import resolve_name
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -47,6 +46,8 @@ class Codec(NamedTuple):
 
     def pipeline_class(self) -> Any:
         """The class, an `ImageCodec` with diffusers' `from_pretrained`."""
+        from pkgutil import resolve_name
+
         return resolve_name(self.pipeline)
 
     def format_module(self) -> ModuleType:
@@ -183,4 +184,6 @@ def key_of(pipe: object) -> str:
 
 def unknown_options(function: Callable, names: list[str]) -> list[str]:
     """Those of the names that are no arguments of the function."""
+    from inspect import signature
+
     return [name for name in names if name not in signature(function).parameters]

@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from diffusers_compress import DiffCPipeline, VarianceHead, __version__, calibration, cli, codecs, images
-from diffusers_compress import __main__ as entry
 from diffusers_compress.cli import info, loading, terminal
 from diffusers_compress.cli.calibrate import save_calibrated
 from diffusers_compress.cli.demo import DEMO_BPP, demo_photo
@@ -548,17 +547,56 @@ def test_closed_streams(coded):
     assert result.returncode == 1 and "stdout is closed" in result.stderr
 
 
-def test_ctrl_c_while_the_commands_are_loaded(monkeypatch, capsys):
-    class Interrupted:
-        @staticmethod
-        def find_spec(name, *_):
-            if name == "diffusers_compress.cli":
-                raise KeyboardInterrupt
+WHILE_A_MODULE_IS_LOADED = """
+import os, signal, sys
+from diffusers_compress.__main__ import main
 
-    monkeypatch.delitem(sys.modules, "diffusers_compress.cli")
-    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
-    assert entry.main() == 130
-    assert capsys.readouterr() == ("", "error: interrupted\n")
+class Finder:
+    def find_spec(name, *_):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+
+wanted, sys.argv[1:] = sys.argv[1], ["demo"]
+sys.meta_path.insert(0, Finder)
+sys.exit(main())
+"""
+# As numpy and torch do with whatever is raised while they load a part of theirs
+WHILE_A_LIBRARY_HIDES_IT = """
+import os, signal, sys, time
+from diffusers_compress.__main__ import main
+from diffusers_compress.cli import demo
+
+def check(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    except BaseException:
+        raise RuntimeError("Failed to import because of the following error (look up to see its traceback)")
+
+demo.arguments_of = check
+sys.argv[1:] = ["demo"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("name", ["diffusers_compress.cli", "typer", "torch"])
+def test_ctrl_c_while_a_module_is_loaded(name, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", WHILE_A_MODULE_IS_LOADED, name], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: interrupted\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_that_a_library_makes_another_error_of(python):
+    result = python.run(["-c", WHILE_A_LIBRARY_HIDES_IT], text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_ctrl_c_is_ignored_where_the_shell_says_so():
+    ignored = f"trap '' INT; exec \"$0\" -c '{WHILE_A_MODULE_IS_LOADED}' typer".replace('["demo"]', '["--version"]')
+    result = subprocess.run(["sh", "-c", ignored, sys.executable], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_pipe_that_ends_early(coded):

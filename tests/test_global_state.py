@@ -1,6 +1,7 @@
 """Nothing that a program sets globally changes bytes, and nothing global is changed by us."""
 
 import io
+import json
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from golden import make
 from test_perco import make as perco
 
 from diffusers_compress import DiffCPipeline, HyperPrior, RefinePipeline, RelicPipeline, embedded_model
+from diffusers_compress.contract import CODECS
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,6 +81,7 @@ def pipes(tiny_sd_folder):
         "relic": RelicPipeline.from_pretrained(tiny_sd_folder, hyperprior=hyperprior()),
         "perco": perco(tiny_sd_folder),
         "uqdm": make.pipeline("uqdm", "epsilon"),
+        "cdc": make.pipeline("cdc", "epsilon"),
         "refine": RefinePipeline.from_pretrained(tiny_sd_folder),
         "embedded": DiffCPipeline.from_pretrained(embedded_model()),
     }
@@ -87,12 +90,12 @@ def pipes(tiny_sd_folder):
     return found
 
 
-CASES = {  # name: (pipeline, options of compress, of decompress)
+CASES = {  # name: (pipeline, options of compress, of decompress). A codec's own name stands for it with threads and processes
     "diffc": ("diffc", {"max_bytes": 120, "num_coding_steps": 3, "prompt": "abc"}, {"num_inference_steps": 2}),
     "diffc, fidelity": ("diffc", {"fidelity": 0.4, "num_coding_steps": 3}, {"reconstruction": "denoised"}),
     "diffc, checked": ("diffc", {"max_bytes": 2000, "num_coding_steps": 3}, {"reconstruction": "denoised"}),
     "diffc, trellis32": ("diffc", {"max_bytes": 40, "num_coding_steps": 2, "coder": "trellis32"}, {"reconstruction": "denoised"}),
-    "diffc, poisson": ("diffc", {"max_bytes": 60, "num_coding_steps": 2, "coder": "poisson"}, {"reconstruction": "denoised"}),
+    "diffc, poisson": ("diffc", {"max_bytes": 30, "num_coding_steps": 2, "coder": "poisson"}, {"reconstruction": "denoised"}),
     "relic": ("relic", {"max_bytes": 120, "prompt": "abc"}, {"num_inference_steps": 2, "realism": 0.5}),
     "relic, adaptive": (
         "relic",
@@ -104,6 +107,7 @@ CASES = {  # name: (pipeline, options of compress, of decompress)
     "uqdm": ("uqdm", {"num_coding_steps": 2}, {"num_inference_steps": 2}),
     "uqdm, lossless": ("uqdm", {"lossless": True}, {}),
     "refine": ("refine", {"fidelity": 0.2, "prompt": "abc"}, {"num_inference_steps": 2}),
+    "cdc": ("cdc", {"max_bytes": 300}, {"num_inference_steps": 2}),
 }
 
 
@@ -164,7 +168,7 @@ def test_no_global_generator_is_advanced(pipes, photo, case):
 
 
 @pytest.mark.parametrize("threads", [2, 8])
-@pytest.mark.parametrize("case", ["diffc", "relic", "perco", "uqdm", "refine"])
+@pytest.mark.parametrize("case", CODECS)
 def test_threads_share_a_pipeline(pipes, expected, photo, case, threads):
     with ThreadPoolExecutor(threads) as pool:
         results = list(pool.map(lambda _: round_trip(pipes, case, photo), range(threads)))
@@ -173,12 +177,25 @@ def test_threads_share_a_pipeline(pipes, expected, photo, case, threads):
         assert np.abs(picture - expected[case][1]).max() <= 1
 
 
-def test_two_processes_share_a_folder(pipes, expected, photo, tmp_path, tiny_sd_folder, python):
+PROGRAM = """
+import json, sys
+from PIL import Image
+from diffusers_compress.contract import CODECS
+
+found = {}
+for codec, options in json.loads(sys.argv[1]).items():
+    pipe = CODECS[codec].pipeline_class().from_pretrained(codec)
+    pipe.set_progress_bar_config(disable=True)
+    found[codec] = pipe.compress(Image.open("photo.png"), **options).bitstreams[0].hex()
+print(json.dumps(found))
+"""
+
+
+def test_two_processes_share_a_folder(pipes, expected, photo, tmp_path, python):
     photo.save(tmp_path / "photo.png")
-    program = (
-        "import sys; from PIL import Image; from diffusers_compress import DiffCPipeline;"
-        "pipe = DiffCPipeline.from_pretrained(sys.argv[1]); pipe.set_progress_bar_config(disable=True);"
-        f"print(pipe.compress(Image.open(sys.argv[2]), **{CASES['diffc'][1]}).bitstreams[0].hex())"
-    )
-    running = [python.start(["-c", program, tiny_sd_folder, tmp_path / "photo.png"]) for _ in range(2)]
-    assert [process.communicate()[0].decode().strip() for process in running] == [expected["diffc"][0].hex()] * 2
+    for codec in CODECS:
+        pipes[codec].save_pretrained(tmp_path / codec)
+    options = json.dumps({codec: CASES[codec][1] for codec in CODECS})
+    running = [python.start(["-c", PROGRAM, options], cwd=tmp_path) for _ in range(2)]
+    found = [json.loads(process.communicate()[0]) for process in running]
+    assert found == [{codec: expected[codec][0].hex() for codec in CODECS}] * 2

@@ -103,11 +103,11 @@ def test_the_check_sees_crashes_and_hangs(monkeypatch):
 def test_the_page_is_filled_in():
     results = [json.loads(json.dumps(robustness.counted("container", 60)))]
     assert sum(results[0]["outcomes"].values()) == 60 and not results[0]["crashes"]
-    template = (TESTS.parent / "benchmarks" / "robustness.md").read_text(encoding="utf-8")
-    text = robustness.page(
-        results, [["relic", "", "decoded", "0.1", "0"]], [["DiffC"] * 6], 0.5, robustness.check_rows(3, 64), template
-    )
-    assert "{" not in text and "| container | 60 |" in text and "| relic |  | decoded |" in text
+    page = (TESTS.parent / "ROBUSTNESS.md").read_text(encoding="utf-8")
+    text = robustness.renewed(page, {"damage": robustness.outcome_table(results), "large": "a table"})
+    assert "| container | 60 |" in text and "<!-- large -->\n\na table\n\ntorch" in text
+    assert text.count("\n") < page.count("\n") and all(page.count(f"<!-- {name} -->") == 1 for name in robustness.TABLES)
+    assert text.partition("## States")[2] == page.partition("## States")[2]
 
 
 def test_no_section_of_a_file_asks_for_memory_that_it_does_not_bring():

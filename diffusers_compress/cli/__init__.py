@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -49,8 +50,8 @@ def root(
         raise typer.Exit
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status. A failure prints one line to stderr."""
+def main(arguments: list[str] | None = None, interrupted: Callable[[], bool] = lambda: False) -> int:
+    """Run the command line; the exit status. A failure prints one line to stderr.  interrupted(): whether Ctrl-C was pressed."""
     if arguments is None:  # a process of its own: when it is told to end, it removes what it was about to write
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         hold_closed_streams()
@@ -74,10 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         raise
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a user gets a line, never a traceback
+        cause = KeyboardInterrupt() if interrupted() else error
         if debug:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 complain(line)
-        complain(f"error: {explain(error)}")
-        return status_of(error)
+        complain(f"error: {explain(cause)}")
+        return status_of(cause)
     finally:
         let_go_of_stdout()
