@@ -26,6 +26,8 @@ with atheris.instrument_imports(include=["diffusers_compress"]):
     from diffusers_compress.codecs.relic import format as relic_format
     from diffusers_compress.codecs.relic.quantizer import Quantizer
     from diffusers_compress.codecs.relic.symbols import EntropyModel
+    from diffusers_compress.codecs.text_sketch import format as text_sketch_format
+    from diffusers_compress.codecs.text_sketch import payload as text_sketch_payload
     from diffusers_compress.codecs.uqdm import format as uqdm_format
     from diffusers_compress.coding import pixel_model
     from diffusers_compress.coding.channels import dither
@@ -59,6 +61,10 @@ def read(data):
         assert uqdm_format.Parameters.from_bytes(parameters.to_bytes()) == parameters
         for section in sections:  # under rows that no network made
             dither.symbols(section, np.arange(3 * header.height * header.width) % 2000, dither.tables())
+    elif header.codec == contract.TEXT_SKETCH:
+        _, parameters, payload = text_sketch_format.read_file(data, LIMITS)
+        assert text_sketch_format.Parameters.from_bytes(parameters.to_bytes()) == parameters
+        text_sketch_payload.decode(payload, parameters, header.height, header.width)
     elif header.codec == contract.CDC:
         header, parameters, payload = cdc_format.read_file(data, LIMITS)
         level, multiple = min(parameters.level, CONTEXT_MODEL.config.levels - 1), CONTEXT_MODEL.multiple

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from diffusers_compress.outputs import CompressOutput, DecompressOutput
 
-DIFFC, RELIC, PERCO, UQDM, REFINE, CDC = 1, 2, 3, 4, 5, 7
+DIFFC, RELIC, PERCO, UQDM, REFINE, TEXT_SKETCH, CDC = range(1, 8)
 LOSSLESS = 128  # added to a codec's number in the header of a lossless file
-RESERVED = {6: "text-sketch"}  # numbers of codecs to come
 
 
 class Codec(NamedTuple):
@@ -97,6 +96,14 @@ CODECS = {
         rate="cap",
         preview={"preview": True},
     ),
+    "text-sketch": Codec(
+        TEXT_SKETCH,
+        "TextSketch",
+        "diffusers_compress.pipelines.text_sketch:TextSketchPipeline",
+        "diffusers_compress.codecs.text_sketch.format",
+        rate="cap",
+        preview={"num_inference_steps": 1},
+    ),
     "refine": Codec(
         REFINE,
         "Refine",
@@ -171,7 +178,7 @@ def known_numbers() -> dict[int, str]:
 def name_of(number: int) -> str:
     """A codec as people read it, known here or not."""
     known, number = known_numbers(), number % LOSSLESS
-    return CODECS[known[number]].name if number in known else RESERVED.get(number, f"codec number {number}")
+    return CODECS[known[number]].name if number in known else f"codec number {number}"
 
 
 def key_of(pipe: object) -> str:

@@ -37,9 +37,11 @@ class LatentCodecMixin(CodecMixin):
         guidance_scale: float = 1.0,
         watch: Watch = None,
         extra_channels: Tensor | None = None,
+        extra_conditioning: dict[str, Tensor] = {},
     ) -> list:
         """Let the walks of `solvers.run` share the network, each with its prompt."""
-        return self.with_network(lambda network: solvers.run(walks, network), prompts, guidance_scale, watch, extra_channels)
+        extra = extra_channels, extra_conditioning
+        return self.with_network(lambda network: solvers.run(walks, network), prompts, guidance_scale, watch, *extra)
 
     def with_network(
         self,
@@ -48,13 +50,16 @@ class LatentCodecMixin(CodecMixin):
         guidance_scale: float = 1.0,
         watch: Watch = None,
         extra_channels: Tensor | None = None,
+        extra_conditioning: dict[str, Tensor] = {},
     ) -> list:
         """loop(network), where network(x_t [B, C, h, w], t [B], i [B]) is the denoiser's output for pictures i, each with its prompt.
 
         extra_channels: that the denoiser sees of each picture beside x_t, guided or not.
+        extra_conditioning: what `predict` gets of each picture, [B, ...], beside its prompt, guided or not.
         """
-        conditioning = self.encode_prompt(prompts)
-        empty = self.encode_prompt([""] * len(prompts)) if guidance_scale > 1 and any(prompts) else None
+        conditioning = self.encode_prompt(prompts) | extra_conditioning
+        guided = guidance_scale > 1 and any(prompts)
+        empty = self.encode_prompt([""] * len(prompts)) | extra_conditioning if guided else None
         step = 0
         with self.labelled_bar("network calls") as bar:
 

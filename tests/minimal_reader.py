@@ -995,6 +995,75 @@ def refine(data):
     return facts | {"base": name, "errors": errors, "seed": seed, "bytes": len(payload), "payload": payload}
 
 
+# --------------------------------------------------------------------------------------------------------------- Text+Sketch
+
+CELLS = [(0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-1, 2), (-2, -1), (-2, 1), (0, -3), (-3, 0)]
+CELLS += [(-2, -2), (-2, 2), (-1, -3), (-1, 3), (-3, -1), (-3, 1)]
+
+
+def text_sketch(data):
+    """All of a Text+Sketch file: ids, thumbnail and sketch, None if they are not there."""
+    codec, width, height, fingerprint, parameters, start = container(data)
+    need(codec == 6 and parameters, "codec")
+    payload, whole = payload_of(data, start, len(data) - start - 4)
+    need(whole, "cut")
+    bits = Bits(parameters)
+    prompt, levels, flagged, seeded, filler = (bits.read(count) for count in (2, 3, 1, 1, 1))
+    side, end = varint(parameters, 1) if levels else (0, 1)
+    small = parameters[end] if flagged else 0
+    seed, end = varint(parameters, end + flagged) if seeded else (0, end + flagged)
+    need(prompt < 3 and not filler and end == len(parameters), "parameters")
+    need((1 <= side <= 512) == bool(levels) and (1 <= small <= 32) == bool(flagged), "sides")
+    need((0 < seed < 2**32) == bool(seeded), "seed")
+
+    def grid(s):
+        m = max(width, height)
+        return [max(1, (2 * pixels * min(s, m) + m) // (2 * m)) for pixels in (height, width)]
+
+    reader, facts = RangeDecoder(payload), {"width": width, "height": height, "fingerprint": fingerprint.hex(), "seed": seed}
+    count = reader.equal(7) if prompt else 0
+    need(bool(count) == bool(prompt), "no tokens")
+    facts["ids"] = [token(reader) if prompt == 1 else reader.equal(16) for _ in range(count)]
+    facts["thumbnail"] = colours(reader, *grid(small)) if small else None
+    facts["sketch"] = lines(reader, *grid(side), levels) if levels else None
+    return facts
+
+
+def colours(reader, rows, columns):
+    m = max(rows, columns)
+    a, b = [33, 28, 25, 24, 22, 20, 19, 18, 17, 16, 15, 14, 14, 13], [0, 7, 12]
+    places = [(c, i, j) for c in range(3) for i in range(rows) for j in range(columns)]
+    index = [max(0, a[min(13, i * m // rows + j * m // columns)] - b[c]) for c, i, j in places]
+    k = iter(values(reader, [0] * len(index), index))
+    return [[[next(k) for _ in range(columns)] for _ in range(rows)] for _ in range(3)]
+
+
+def lines(reader, rows, columns, bits):
+    level = {}
+    counts, weights = {}, {}
+    for y in range(rows):
+        for x in range(columns):
+            v = 0
+            while v < bits:
+                near = [int(level.get((y + i, x + j), 0) > v) for i, j in CELLS]
+                n = [counts.setdefault((v, *near[:size]), [0, 0]) for size in (3, 6, 10, 14, 18)]
+                w = weights.setdefault((v, *near[:3]), [22528] * 5)
+                s = [round(256 * math.log(one + 0.4)) - round(256 * math.log(zero + 0.4)) for zero, one in n]
+                odds = max(-2048, min(2048, sum(a * b for a, b in zip(w, s)) >> 16))
+                p = round(65536 / (1 + math.exp(-odds / 256)))
+                bit = reader.under([65536 - p, p])
+                for i in range(5):
+                    w[i] += (65536 * bit - p) * s[i] >> 14
+                    n[i][bit] += 1
+                    if sum(n[i]) > 60:
+                        n[i][:] = n[i][0] // 2, n[i][1] // 2
+                if not bit:
+                    break
+                v += 1
+            level[y, x] = v
+    return [[level[y, x] for x in range(columns)] for y in range(rows)]
+
+
 # ----------------------------------------------------------------------------------------------------------------------- CDC
 
 

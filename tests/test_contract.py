@@ -21,8 +21,8 @@ from PIL import Image
 
 from diffusers_compress import cli, codecs, contract, embedded_model, pil
 from diffusers_compress.cli.options import DECODING, ENCODING
-from diffusers_compress.contract import CODECS, RESERVED, Codec
-from diffusers_compress.errors import BitstreamError, Corrupt, NotABitstream, UnsupportedVersion, WrongModel
+from diffusers_compress.contract import CODECS, Codec
+from diffusers_compress.errors import BitstreamError, Corrupt, NotABitstream, WrongModel
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import DEFAULT_LIMITS
 
@@ -158,8 +158,8 @@ def files(pipe, key, pictures):
 
 def test_numbers_and_names_are_the_codecs_own():
     numbers = [codec.number for codec in CODECS.values()]
-    assert len({*numbers, *RESERVED}) == len(numbers) + len(RESERVED)
-    assert all(0 < number < contract.LOSSLESS for number in [*numbers, *RESERVED])
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 < number < contract.LOSSLESS for number in numbers)
     assert len({codec.name for codec in CODECS.values()}) == len(CODECS)
 
 
@@ -327,15 +327,6 @@ def test_another_codec_is_refused_by_name(key, pipe, files):
     for other in CODECS.keys() - {key}:
         with pytest.raises(WrongModel, match=f"made by {CODECS[key].name}.*{CODECS[key].name}Pipeline"):
             CODECS[other].format_module().describe(files[1], DEFAULT_LIMITS)
-
-
-def test_a_codec_to_come_is_named():
-    data = bytearray(container.pack(container.Header(1, 8, 8, bytes(4), b""), b""))
-    for number, name in RESERVED.items():
-        data[2] = number
-        data[10:12] = container._crc16(bytes(data[:10])).to_bytes(2, "little")
-        with pytest.raises(UnsupportedVersion, match=f"{number}, {name},.*upgrade"):
-            codecs.describe(bytes(data))
 
 
 VALUES = {"--coder": "trellis", "--captioner": "blip", "--reconstruction": "flow", "--metric": "wd=1"}

@@ -95,6 +95,14 @@ def test_it_finds_the_base_of_a_refined_file(name):
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(facts["payload"])).convert("RGB")), np.asarray(expected))
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "text-sketch"])
+def test_it_reads_prompt_thumbnail_and_sketch(name):
+    case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()
+    facts = minimal_reader.text_sketch(data)
+    assert {key: facts[key] for key in case["symbols"]} == case["symbols"]
+    assert facts["fingerprint"] == pipeline("text-sketch", case["model"]).fingerprint().hex()
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "uqdm"])
 def test_it_reads_the_sections_of_uqdm(name, monkeypatch):
     case, data = CASES[name], (FOLDER / f"{name}.dfc").read_bytes()

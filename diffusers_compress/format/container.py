@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers_compress.contract import LOSSLESS, RESERVED, known_numbers, name_of
+from diffusers_compress.contract import LOSSLESS, known_numbers, name_of
 from diffusers_compress.errors import Corrupt, LimitExceeded, NotABitstream, UnsupportedVersion, WrongModel
 from diffusers_compress.format.bits import need, read_varint, write_varint
 from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
@@ -62,8 +62,7 @@ def read_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Header, i
         raise Corrupt("the header's checksum is wrong: the file was damaged; fetch or encode it again")
     # Only a header whose checksum is right gets this far, so what follows is about what its encoder wrote.
     if codec % LOSSLESS not in known_numbers():
-        made_by = f"codec number {codec}" + (f", {RESERVED[codec]}," if codec in RESERVED else "")
-        raise UnsupportedVersion(f"{made_by} is not known here, only {known_numbers()}; upgrade diffusers_compress")
+        raise UnsupportedVersion(f"codec number {codec} is not known here, only {known_numbers()}; upgrade diffusers_compress")
     if width == 0 or height == 0:
         raise Corrupt(f"a picture of {width}x{height} pixels has no pixels")
     if width * height > limits.pixels:

@@ -33,6 +33,7 @@ from diffusers_compress import (  # noqa: E402
     PerCoPipeline,
     RefinePipeline,
     RelicPipeline,
+    TextSketchPipeline,
     UQDMNetwork,
     UQDMPipeline,
     UQDMScheduler,
@@ -47,6 +48,7 @@ from diffusers_compress.codecs.perco import format as perco_format  # noqa: E402
 from diffusers_compress.codecs.refine import format as refine_format  # noqa: E402
 from diffusers_compress.codecs.relic import format as relic_format  # noqa: E402
 from diffusers_compress.codecs.relic.quantizer import Quantizer  # noqa: E402
+from diffusers_compress.codecs.text_sketch import format as text_sketch_format  # noqa: E402
 from diffusers_compress.codecs.uqdm import format as uqdm_format  # noqa: E402
 from diffusers_compress.codecs.uqdm import loop as uqdm_loop
 from diffusers_compress.coding import randomness  # noqa: E402
@@ -62,6 +64,7 @@ PIPELINES = {
     "perco": PerCoPipeline,
     "refine": RefinePipeline,
     "relic": RelicPipeline,
+    "text-sketch": TextSketchPipeline,
     "uqdm": UQDMPipeline,
 }
 WEIGHTS = 0x676F6C64  # a stream of the generator that no file uses: "gold"
@@ -72,6 +75,7 @@ PREVIEW = {  # one network call
     "perco": {"num_inference_steps": 1, "guidance_scale": 1.0},
     "refine": {"num_inference_steps": 1},
     "relic": {"num_inference_steps": 1},
+    "text-sketch": {"num_inference_steps": 1, "guidance_scale": 1.0},
     "uqdm": {"reconstruction": "denoised"},
 }
 
@@ -106,6 +110,10 @@ CASES = {
     "refine-jpeg": ("refine", "epsilon", (72, 40), {"fidelity": 0.1, "prompt": "a house", "seed": 5}, {}, None),
     "refine-webp": ("refine", "v_prediction", (33, 31), {"max_bytes": 250, "base": "webp"}, {"realism": 0.5}, None),
     "refine-avif-preview": ("refine", "embedded", (64, 48), {"max_bytes": 600, "base": "avif"}, {"preview": True}, None),
+    "text-sketch": ("text-sketch", "epsilon", (72, 40), {"prompt": "a house", "seed": 5, "threshold": 0.1}, {}, None),
+    "text-sketch-levels": ("text-sketch", "v_prediction", (33, 70), {"sketch_size": 20, "levels": 5, "threshold": 0.2}, {}, None),
+    "text-sketch-ids": ("text-sketch", "v_prediction", (48, 32), {"prompt": [list(range(16))], "sketch_size": 0, "thumbnail_size": 0}, {}, None),
+    "text-sketch-1x1": ("text-sketch", "epsilon", (1, 1), {}, {}, None),
     "refine-embedded": ("refine", "embedded", (64, 48), {"max_bytes": 700}, {}, None),
 }  # fmt: skip
 
@@ -202,6 +210,8 @@ def pipeline(codec, model):
             prior = filled(HyperPrior(latent_channels=4, hidden=16), 3)
             prior.settle()
             pipe.register_modules(hyperprior=prior)
+        if codec == "text-sketch":
+            pipe.register_modules(controlnet=controlnet(pipe.unet, 4 if model == "v_prediction" else 3))
         if codec == "perco":
             pipe.register_modules(hyper_encoder=hyper_encoder())
             adapter.widen(pipe.unet, 8)
@@ -209,6 +219,16 @@ def pipeline(codec, model):
             weight.data[:, 4:] = randomness.normals(weight[:, 4:].numel(), WEIGHTS, 4999).view_as(weight[:, 4:]) / 2
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def controlnet(unet, channels):
+    """That sees sketches, and with four channels thumbnails."""
+    from diffusers import ControlNetModel
+
+    found = ControlNetModel.from_unet(
+        unet, conditioning_channels=channels, conditioning_embedding_out_channels=(4, 4, 8, 8), load_weights_from_unet=False
+    )
+    return filled(found, 8)
 
 
 def uqdm_network(preconditioned):
@@ -301,6 +321,12 @@ def symbols(pipe, data):
         shape = pipe.latent_shape(header.height, header.width)
         grid, caption = pipe.read_payload(payload, parameters, shape, DEFAULT_LIMITS)
         return {"grid": grid.tolist(), "caption": caption, "seed": parameters.seed}
+    if isinstance(pipe, TextSketchPipeline):
+        header, parameters, symbols = text_sketch_format.read_file(data)
+        content = pipe.read_content(header, parameters, symbols)
+        found = {"ids": content.ids, "seed": parameters.seed}
+        grids = {"thumbnail": content.thumbnail, "sketch": content.sketch}
+        return found | {name: grid if grid is None else grid.tolist() for name, grid in grids.items()}
     if isinstance(pipe, RefinePipeline):
         _, parameters, base = refine_format.read_file(data)
         return {"base": parameters.base, "errors": parameters.errors, "seed": parameters.seed, "bytes": len(base)}
