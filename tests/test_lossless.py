@@ -26,6 +26,7 @@ RATE = {
     "refine": {"fidelity": 0.1},
     "diffc": {"max_bytes": 60, "num_coding_steps": 2},
     "perco": {},
+    "text-sketch": {},
 }
 
 
