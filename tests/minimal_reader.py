@@ -832,19 +832,21 @@ def uqdm(data):
 
 @functools.lru_cache(4096)
 def step_table(row):
-    i, f, c = row // 32, row % 32, [0]
-    for j in range(1, 49):
-        z = (j - 24.5 - ((f + 0.5) / 32 - 0.5)) / 2 ** (i / 8 - 7)
-        c.append(round(65487 / (1 + math.exp(-max(-60.0, min(60.0, z))))))
-    c.append(65487)
-    return [1 + c[j + 1] - c[j] for j in range(49)]
+    i, f, c = row // 64, row % 64, [0]
+    r = min(24, math.ceil(12 * 2 ** (i / 8 - 7)) + 1)
+    total = 65535 - 2 * r
+    for j in range(1, 2 * r + 1):
+        z = (j - r - 0.5 - ((f + 0.5) / 64 - 0.5)) / 2 ** (i / 8 - 7)
+        c.append(round(total / (1 + math.exp(-max(-60.0, min(60.0, z))))))
+    c.append(total)
+    return [1 + c[j + 1] - c[j] for j in range(2 * r + 1)]
 
 
 @functools.lru_cache(64)
 def pixel_table(f, gamma):
     c, weights = [0], []
     for a in range(-8, 9):
-        d = (a - ((f + 0.5) / 64 - 0.5)) * math.exp(-gamma / 2) / 128
+        d = (a - ((f + 0.5) / 128 - 0.5)) * math.exp(-gamma / 2) / 128
         weights.append(math.exp(-min(600, d * d / 2)))
     for j in range(17):
         c.append(round(65519 * sum(weights[: j + 1]) / sum(weights)))

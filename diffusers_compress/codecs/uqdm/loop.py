@@ -25,7 +25,7 @@ from diffusers_compress.diffusion.uqdm_scheduler import UQDMScheduler
 from diffusers_compress.errors import Corrupt, WrongModel
 
 Network = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # (z_t [3, H, W], t) -> (epsilon_hat, factor), float64
-PIXEL_FRACTIONS, PIXEL_REACH = 64, 8
+PIXEL_FRACTIONS, PIXEL_REACH = 128, 8
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
 
 

@@ -11,7 +11,9 @@ machine could round otherwise.
 """
 
 import functools
+import math
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,8 +23,8 @@ from diffusers_compress.coding.range_coder import Decoder, Encoder
 from diffusers_compress.errors import Corrupt
 
 UNIT = 512  # parts of a step in which the dither is given
-REACH = 24  # a table has the symbols -REACH .. REACH; the outermost ones open an escape
-FRACTIONS = 32  # places of the mean within a step
+REACH = 24  # a table has the symbols -R .. R with R at most REACH; the outermost ones open an escape
+FRACTIONS = 64  # places of the mean within a step
 PER_OCTAVE, LOWEST, TABLES = 8, -7, 73  # scales 2^-7 ... 2^2
 NUDGES = 256
 MARGIN = 2.0**-26  # of a point of the grid: values nearer to an edge may be rounded otherwise elsewhere
@@ -68,19 +70,19 @@ def check_of(whole: np.ndarray, row: np.ndarray) -> int:
 
 
 @functools.cache
-def tables() -> np.ndarray:
-    """Frequencies [TABLES * FRACTIONS, 2 REACH + 1], int64."""
-    scale = 2.0 ** (np.arange(TABLES) / PER_OCTAVE + LOWEST)
-    return frequencies(scale, FRACTIONS, REACH).reshape(TABLES * FRACTIONS, -1)
+def tables() -> list[np.ndarray]:
+    """TABLES * FRACTIONS rows of frequencies [2 R + 1], int64. A narrow law has few symbols, since the least frequency of each costs bits."""
+    scales = 2.0 ** (np.arange(TABLES) / PER_OCTAVE + LOWEST)
+    return [row for scale in scales for row in frequencies(scale[None], FRACTIONS, min(REACH, math.ceil(12 * scale) + 1))[0]]
 
 
 # ------------------------------------------------------------------------------------------------------------------- symbols
 
 
-def stream(offset: np.ndarray, row: np.ndarray, tables: np.ndarray) -> bytes:
-    """Offsets [N], each under its row of the tables [M, 2 R + 1], as bytes: table after table, then what lies outside of -R ..
+def stream(offset: np.ndarray, row: np.ndarray, tables: Sequence[np.ndarray]) -> bytes:
+    """Offsets [N], each under its row of the tables, [2 R + 1] each, as bytes: table after table, then what lies outside of -R ..
     R."""
-    reach, encoder = tables.shape[1] // 2, Encoder()
+    reach, encoder = reaches(tables)[row], Encoder()
     symbols = offset.clip(-reach, reach) + reach
     for table, positions in _by_row(row):
         encoder.encode_run(symbols[positions], tuple(tables[table].tolist()))
@@ -91,18 +93,23 @@ def stream(offset: np.ndarray, row: np.ndarray, tables: np.ndarray) -> bytes:
     return encoder.getvalue()
 
 
-def symbols(data: bytes, row: np.ndarray, tables: np.ndarray) -> np.ndarray:
+def symbols(data: bytes, row: np.ndarray, tables: Sequence[np.ndarray]) -> np.ndarray:
     """The offsets that `stream` wrote, [N] int64. Corrupt for what no encoder writes."""
-    reach, decoder = tables.shape[1] // 2, Decoder(data)
+    reach, decoder = reaches(tables)[row], Decoder(data)
     offset = np.zeros(len(row), dtype=np.int64)
     for table, positions in _by_row(row):
-        offset[positions] = decoder.decode_run(len(positions), tuple(tables[table].tolist())) - reach
+        offset[positions] = decoder.decode_run(len(positions), tuple(tables[table].tolist())) - reach[positions]
     for i in np.flatnonzero(np.abs(offset) == reach):
         length = decoder.decode_bits(ESCAPE_BITS)
         if length > LARGEST_ESCAPE:
             raise Corrupt("the payload holds a value that is too large; fetch or encode the file again")
         offset[i] += np.sign(offset[i]) * ((1 << length) - 1 + decoder.decode_bits(length))
     return offset
+
+
+def reaches(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """R of each row: [M] int64."""
+    return np.array([len(table) // 2 for table in tables])
 
 
 def _by_row(row):
