@@ -198,13 +198,13 @@ def rounded_pixels(places: np.ndarray, nudge: int) -> tuple[np.ndarray, np.ndarr
     return place // PIXEL_FRACTIONS, place % PIXEL_FRACTIONS
 
 
-def pixel_tables(scheduler: UQDMScheduler) -> np.ndarray:
-    """Frequencies [PIXEL_FRACTIONS, 2 PIXEL_REACH + 1] of a pixel x, p(x | z_0) ~ exp(-(z_0 / alpha_0 - x)^2 alpha_0^2 / (2 sigma_0^2))."""
+def pixel_tables(scheduler: UQDMScheduler) -> list[np.ndarray]:
+    """PIXEL_FRACTIONS rows of frequencies [2 PIXEL_REACH + 1] of a pixel x, p(x | z_0) ~ exp(-(z_0 / alpha_0 - x)^2 alpha_0^2 / (2 sigma_0^2))."""
     return _pixel_tables(scheduler.config.gamma_min)
 
 
 @functools.lru_cache(8)
-def _pixel_tables(gamma: float) -> np.ndarray:
+def _pixel_tables(gamma: float) -> list[np.ndarray]:
     with localcontext() as context:
         context.prec = 30  # Decimal rounds correctly, so that no machine's exp can differ
         precision = (Decimal(-gamma) / 2).exp() / 128  # alpha_0 / sigma_0, in pixels
@@ -215,4 +215,4 @@ def _pixel_tables(gamma: float) -> np.ndarray:
             cumulative = list(accumulate((-min(d * d / 2, Decimal(600))).exp() for d in distance))
             left = TOTAL - len(distance)
             rows.append([round(part / cumulative[-1] * left) for part in cumulative])
-    return np.diff(np.array(rows, dtype=np.int64), prepend=0) + 1
+    return list(np.diff(np.array(rows, dtype=np.int64), prepend=0) + 1)
