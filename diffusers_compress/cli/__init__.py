@@ -1,4 +1,4 @@
-"""The command `diffusers-compress`: encode, decode, extract, refine, info, demo, batch, eval, calibrate, push. What loads torch is imported
+"""The command `diffusers-compress`: encode, decode, extract, refine, info, demo, batch, eval, calibrate, push, app. What loads torch is imported
 inside the functions that need it, so that help and usage errors come at once."""
 
 import signal
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from diffusers_compress import __version__
+from diffusers_compress.cli.app import app_command
 from diffusers_compress.cli.batch import batch_command
 from diffusers_compress.cli.calibrate import calibrate_command
 from diffusers_compress.cli.decode import decode_command
@@ -35,6 +36,7 @@ COMMANDS = {
     "eval": eval_command,
     "calibrate": calibrate_command,
     "push": push_command,
+    "app": app_command,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
