@@ -3,12 +3,17 @@
 from collections.abc import Callable
 
 
-def load_captioner(name: str, device: str = "cpu", max_tokens: int = 32) -> Callable[[list], list[str]]:
-    """A function from PIL pictures to captions.
+def load_captioner(name: str, device: str = "cpu", max_tokens: int = 32) -> Callable[[list], list]:
+    """A function from PIL pictures to captions, or to lists of token ids, which Text+Sketch takes as well.
 
     `name`: a Hub id or folder of a transformers captioner (BLIP, BLIP-2, GIT), such as "Salesforce/blip2-opt-2.7b-coco", or
     "open_clip:MODEL/PRETRAINED" for a CoCa model of open_clip, such as "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k".
+    "invert:MODEL/PRETRAINED" finds ids by inversion, see `inversion.load_inverter`.
     """
+    if name.startswith("invert:"):
+        from diffusers_compress.inversion import load_inverter
+
+        return load_inverter(name.removeprefix("invert:"), device)
     load = _open_clip_captioner if name.startswith("open_clip:") else _transformers_captioner
     caption = load(name.removeprefix("open_clip:"), device, max_tokens)
     return lambda pictures: [text.strip() for text in caption([picture.convert("RGB") for picture in pictures])]

@@ -80,7 +80,9 @@ Preset = Annotated[
 ]
 Captioner = Annotated[
     str | None,
-    typer.Option(help="Model that makes the prompt, such as Salesforce/blip2-opt-2.7b-coco or open_clip:MODEL/WEIGHTS."),
+    typer.Option(
+        help="Model that makes the prompt, such as Salesforce/blip2-opt-2.7b-coco, open_clip:MODEL/WEIGHTS or invert:MODEL/WEIGHTS."
+    ),
 ]
 NoiseSeed = Annotated[
     int | None, typer.Option("--seed", help="Of the noise that a decoder starts from; stored in the file. Default: 0.")
