@@ -126,6 +126,7 @@ def test_every_example_is_run():
         "convert_cdc.py",
         "convert_perco.py",
         "convert_uqdm.py",
+        "prove_it.py",
         "rd_curve.py",
         "ray_data.py",
         "retrain_embedded.py",

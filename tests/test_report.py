@@ -102,6 +102,9 @@ def test_the_page_is_one_file_that_names_versions_and_command(page):
     software = json.loads((page.parent / "software.json").read_text())
     assert all(f"{name} {version}" in text for name, version in software.items())
     assert "ms_ssim not available: picture has 96x64 pixels" in text
+    for name in ("psnr", "swd"):  # each is explained, with its direction
+        assert report.METRICS[name].about in text and f"{report.LABELS[name]} {report.direction(name)}</th>" in text
+    assert "largest drift" in text and re.search(r"small\.png.*, [\d,]+ bytes, 0\.\d+ bpp", text)
     for name in ("psnr", "swd"):  # MS-SSIM has no mean here
         assert (page.parent / "plots" / f"{name}.png").stat().st_size > 1000
         assert (page.parent / "plots" / f"{name}.svg").read_text().startswith("<?xml")
@@ -142,4 +145,9 @@ def test_the_page_opens_in_a_browser(page, width, height):
             view.evaluate("Math.min(...[...document.querySelectorAll('td')].map(e => parseFloat(getComputedStyle(e).fontSize)))")
             >= 12
         )
+        tile = view.locator(".tiles img").first
+        small = tile.bounding_box()["width"]
+        view.get_by_label("three times as large").first.check()
+        assert tile.bounding_box()["width"] == 3 * small
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
         chromium.close()

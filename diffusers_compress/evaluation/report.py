@@ -16,6 +16,9 @@ METRICS = {**PICTURE_METRICS, **SET_METRICS}
 LABELS = {name: metric.label for name, metric in METRICS.items()}
 SECONDS = ("seconds", "denoiser_seconds", "autoencoder_seconds", "calls", "peak_mib")
 CROP = 192  # pixels
+MARKERS, DASHES = "os^Dv<>P*X", ("-", "--", "-.", ":")  # so that nobody needs the colours
+MEANS = """<p>Means over the pictures. ↑ more is better, ↓ less is better, → 1 the nearer to 1. Drift, where a file tells it: how far the
+decoder's last x_t lies from the encoder's (rms; noise and signal have about 1).</p>"""
 TIMES = "<p>Wall seconds a picture, means. Of codecs whose rate is searched for, one encoding at the rate found.</p>"
 
 # ------------------------------------------------------------------------------------------------------------------- tables
@@ -42,6 +45,8 @@ def summarise(rows: list[dict], set_figures: dict | None = None) -> list[dict]:
         line = {"codec": codec, "target_bpp": target, "pictures": len(mine), "over": sum(not row.get("reached") for row in mine)}
         names = ["bpp", "bytes", *metric_names(rows), *(f"{side}_{name}" for side in ("encode", "decode") for name in SECONDS)]
         line |= {name: mean(mine, name) for name in names}
+        drifts = [row["drift"] for row in mine if row.get("drift") is not None]
+        line |= {"drift": max(drifts)} if drifts else {}
         lines.append(line | (set_figures or {}).get((codec, target), {}))
     return lines
 
@@ -96,12 +101,19 @@ def cell(value, digits: int = 4) -> str:
 
 def quality_table(summary: list[dict]) -> tuple[list[str], list[list[str]]]:
     names = measured(summary)
-    head = ["codec", "target bpp", "bpp", "over target", *(LABELS[name] for name in names)]
+    drift = ["largest drift"] if any("drift" in line for line in summary) else []
+    head = ["codec", "target bpp", "bpp", "over target", *(LABELS[name] for name in names), *drift]
     body = []
     for line in summary:
         over = f"{line['over']} of {line['pictures']}" if line["over"] else "none"
         body.append([line["codec"], cell(line["target_bpp"]), cell(line["bpp"]), over, *(cell(line.get(n)) for n in names)])
+        body[-1] += [cell(line.get("drift"), 2) for _ in drift]
     return head, body
+
+
+def direction(name: str) -> str:
+    """An arrow: whether more or less of a metric is better."""
+    return "→ 1" if name == "hf_ratio" else "↓" if METRICS[name].best == 0 else "↑"
 
 
 def cost_table(summary: list[dict]) -> tuple[list[str], list[list[str]]]:
@@ -147,13 +159,14 @@ def plots(out: Path, summary: list[dict], names: list[str]) -> list[Path]:
     rates, paths = sorted({line["target_bpp"] for line in summary}), []
     for name in names:
         figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-        for codec in dict.fromkeys(line["codec"] for line in summary):
+        for i, codec in enumerate(dict.fromkeys(line["codec"] for line in summary)):
             points = sorted(
                 {(line["bpp"], line[name]) for line in summary if line["codec"] == codec and line.get(name) is not None}
             )
             if points:
-                axes.plot(*zip(*points), marker="o", markersize=4, label=codec)
-        axes.set(xscale="log", xlabel="bits per pixel", ylabel=LABELS[name])
+                how = {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
+                axes.plot(*zip(*points), **how, markersize=5, label=codec)
+        axes.set(xscale="log", xlabel="bits per pixel", ylabel=f"{LABELS[name]} {direction(name)}")
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.minorticks_off()
         axes.grid(alpha=0.3, which="both")
@@ -191,7 +204,7 @@ def crops(folder: Path, out: Path, rows: list[dict], count: int = 3) -> list[tup
         for row in rows:
             if (row["picture"], row["target_bpp"]) == (name, rate) and "decoded" in row:
                 over = "" if row["reached"] else f", over the target of {rate:g}"
-                caption = f"{row['codec']}, {row['bpp']:.4f} bpp{over}"
+                caption = f"{row['codec']}, {row['bytes']:,} bytes, {row['bpp']:.4f} bpp{over}"
                 tiles.append((caption, images.open_image(out / row["decoded"]).crop(box)))
         found.append((name, tiles))
     return found
@@ -204,15 +217,20 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
+.scroll, .tiles { overflow-x: auto; }
+/* A shadow at the right as long as there is more to the right (Lea Verou's scrolling shadows): phones show no scroll bar. */
+.scroll { background: linear-gradient(to left, Canvas 30%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, #8888, transparent) right / 1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8886; white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; min-width: 4.5rem; } th:first-child, td:first-child { text-align: left; }
 th:first-child, td:first-child { position: sticky; left: 0; background: Canvas; }
 td:first-child { white-space: normal; min-width: 4.5rem; max-width: 9rem; overflow-wrap: anywhere; }
-.plots, .tiles { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
-.tiles { grid-template-columns: repeat(auto-fill, minmax(min(45%, 192px), 1fr)); }
-img { max-width: 100%; height: auto; background: white; } figure { margin: 0; } figcaption { font-size: .8rem; }
+.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.plots img { max-width: 100%; height: auto; background: white; }
+.tiles { display: flex; gap: .5rem; padding-bottom: .5rem; } .tiles figure { flex: none; width: 192px; }
+.tiles img { width: 100%; image-rendering: pixelated; } .zoom:checked ~ .tiles figure { width: 576px; }
+figure { margin: 0; } figcaption { font-size: .8rem; } dt { font-weight: bold; } dd { margin-bottom: .3rem; }
 pre { white-space: pre-wrap; font-size: .85rem; }
 """
 
@@ -238,7 +256,11 @@ def write_report(
     bd = bd_rates(summary, anchor, compared)
     write_file(out / "summary.json", json.dumps({"summary": summary, "anchor": anchor, "bd_rate": bd}, indent=1).encode(), True)
 
-    sections = ["<h2>Quality</h2>", html_table(*quality_table(summary)), "<p>Means over the pictures.</p>"]
+    head, body = quality_table(summary)
+    arrows = {LABELS[name]: f"{LABELS[name]} {direction(name)}" for name in names}
+    sections = ["<h2>Quality</h2>", html_table([arrows.get(label, label) for label in head], body), MEANS, "<dl>"]
+    sections += [f"<dt>{escape(arrows[LABELS[name]])}</dt><dd>{escape(METRICS[name].about)}</dd>" for name in names]
+    sections.append("</dl>")
     sections += ["<h2>Rate against distortion and realism</h2>", '<div class="plots">']
     sections += [
         picture_tag(path.read_bytes(), "svg+xml", f"{path.stem} over bits per pixel") for path in plots(out, summary, names)
@@ -248,10 +270,11 @@ def write_report(
         "<p>Bits more (+) or less (-) for the same mean figure; in brackets, the share of the anchor's range compared.</p>"
     ]
     sections += ["<h2>Time and memory</h2>", html_table(*cost_table(summary)), TIMES]
-    sections.append("<h2>Crops</h2>")
-    for picture, tiles in crops(folder, out, rows):
+    sections.append("<h2>Crops, at the same bytes</h2>")
+    for number, (picture, tiles) in enumerate(crops(folder, out, rows)):
         figures = (f"<figure>{picture_tag(png(t), 'png', c)}<figcaption>{escape(c)}</figcaption></figure>" for c, t in tiles)
-        sections.append(f'<h3>{escape(picture)}</h3><div class="tiles">{"".join(figures)}</div>')
+        zoom = f'<input type="checkbox" class="zoom" id="zoom{number}"> <label for="zoom{number}">three times as large</label>'
+        sections.append(f'<section><h3>{escape(picture)}</h3>{zoom}<div class="tiles">{"".join(figures)}</div></section>')
     notes = notes_of(out, rows, set_figures) or ["none"]
     sections += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
     sections += ["<h2>Made by</h2>", f"<pre>{escape(command)}\n\n{escape(software_text(out, rows))}</pre>"]

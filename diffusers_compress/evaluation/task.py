@@ -115,7 +115,7 @@ def encode(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
 
 def measure(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
     """Read the file, decode it, write the picture: bytes, bpp, what it took, and the metrics."""
-    data, notes = path.read_bytes(), []
+    data, notes, drift = path.read_bytes(), [], None
     if codec.name in BASELINES:
         with stopwatch() as clock:
             decoded = BASELINES[codec.name].decode(data)
@@ -123,13 +123,13 @@ def measure(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
         pipe = load_pipeline(codec.name, codec.model, task.device, task.dtype, task.target_bpp)
         with stopwatch(pipe) as clock:
             output = pipe.decompress(data, **dict(codec.decode_options))
-        decoded, notes = output.images[0], list(output.notes[0])
+        decoded, notes, drift = output.images[0], list(output.notes[0]), (output.drift or [None])[0]
     target = task.path("decoded", codec.label, ".png")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_file(target, save(decoded, 1, "PNG", "compress_level"), overwrite=True)
 
     facts = {"bytes": len(data), "bpp": 8 * len(data) / (image.width * image.height), "file": str(path.relative_to(task.out))}
-    facts |= {f"decode_{name}": value for name, value in clock.items()}
+    facts |= {"drift": drift} | {f"decode_{name}": value for name, value in clock.items()}
     caption, text = task.picture.with_suffix(".txt"), ""
     try:
         text = read_text(caption).strip() if caption.exists() else ""
