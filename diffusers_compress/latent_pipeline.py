@@ -25,6 +25,12 @@ class LatentCodecMixin(CodecMixin):
     _exclude_from_cpu_offload = ["hyperprior", "parameter_network", "hyper_encoder"]  # small, and read outside their forward
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
+    @classmethod
+    def _dict_from_json_file(cls, json_file, **options):
+        index = super()._dict_from_json_file(json_file, **options)
+        families.check_index(index)
+        return index
+
     def encode_groups(self, pictures: list[Picture], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Pictures of like size, in batches: their indices i, and their scaled latents [B, C, h, w]."""
         for group in groups_of(batch_size, [self.latent_shape(*picture.x.shape[1:]) for picture in pictures]):
@@ -140,9 +146,10 @@ class LatentCodecMixin(CodecMixin):
         with torch.device("meta"):  # a new one: neither hooks nor tiles go along
             copy = type(vae).from_config(vae.config)
         copy.load_state_dict({name: tensor.to("cpu", torch.float64) for name, tensor in vae.state_dict().items()}, assign=True)
-        z = x_0.double() / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
         with torch.no_grad():
-            return check_finite(copy.eval().decode(z[None], return_dict=False)[0][0], "the model's output")
+            return check_finite(
+                self.family.decode(copy.eval(), self.family.unscaled(x_0.double()[None]))[0], "the model's output"
+            )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[C, h, w] of a picture's latent."""

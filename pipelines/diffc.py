@@ -16,21 +16,9 @@ from functools import partial
 from typing import Unpack
 
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    AutoencoderTiny,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers import DiffusionPipeline
 from diffusers.image_processor import PipelineImageInput
-from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress.arguments import check_choice, check_walk, generators_of, prompts_of
 from diffusers_compress.codecs.diffc import drift, loop, reference, target
@@ -43,6 +31,7 @@ from diffusers_compress.coding.channels import CHANNELS, channel_of
 from diffusers_compress.contract import DIFFC
 from diffusers_compress.diffusion import schedule
 from diffusers_compress.diffusion.families.common import scale_factor_of
+from diffusers_compress.diffusion.families.components import Autoencoder, Scheduler, TextEncoder, Tokenizer, Transformer, UNet
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.variance_head import VarianceHead
@@ -76,16 +65,16 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | None = None,
-        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
-        tokenizer: CLIPTokenizer | None = None,
-        unet: UNet2DConditionModel | UNet2DModel | None = None,
-        text_encoder_2: CLIPTextModelWithProjection | T5EncoderModel | None = None,
-        tokenizer_2: CLIPTokenizer | T5TokenizerFast | None = None,
-        text_encoder_3: T5EncoderModel | None = None,
-        tokenizer_3: T5TokenizerFast | None = None,
-        transformer: SD3Transformer2DModel | FluxTransformer2DModel | None = None,
+        scheduler: Scheduler,
+        vae: Autoencoder | None = None,
+        text_encoder: TextEncoder | None = None,
+        tokenizer: Tokenizer | None = None,
+        unet: UNet | None = None,
+        text_encoder_2: TextEncoder | None = None,
+        tokenizer_2: Tokenizer | None = None,
+        text_encoder_3: TextEncoder | None = None,
+        tokenizer_3: Tokenizer | None = None,
+        transformer: Transformer | None = None,
         variance_head: VarianceHead | None = None,
         force_zeros_for_empty_prompt: bool | None = None,
         calibration: dict | None = None,

@@ -12,21 +12,9 @@ JPEG the quantization cells of its coefficients, of others the low frequencies.
 from dataclasses import replace
 from typing import Unpack
 
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    AutoencoderTiny,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers import DiffusionPipeline
 from diffusers.image_processor import PipelineImageInput
-from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress import images
 from diffusers_compress.arguments import check_choice, check_output_type, check_walk, prompts_of
@@ -34,6 +22,7 @@ from diffusers_compress.codecs.refine.format import MAX_PROMPT_BYTES, MAX_SEED, 
 from diffusers_compress.codecs.refine.paint import Job, Settings, estimated_job, job_of, open_base, paint
 from diffusers_compress.contract import REFINE
 from diffusers_compress.diffusion.families.common import scale_factor_of
+from diffusers_compress.diffusion.families.components import Autoencoder, Scheduler, TextEncoder, Tokenizer, Transformer, UNet
 from diffusers_compress.diffusion.realism import blend
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import Limits
@@ -69,16 +58,16 @@ class RefinePipeline(LatentCodecMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | None = None,
-        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
-        tokenizer: CLIPTokenizer | None = None,
-        unet: UNet2DConditionModel | UNet2DModel | None = None,
-        text_encoder_2: CLIPTextModelWithProjection | T5EncoderModel | None = None,
-        tokenizer_2: CLIPTokenizer | T5TokenizerFast | None = None,
-        text_encoder_3: T5EncoderModel | None = None,
-        tokenizer_3: T5TokenizerFast | None = None,
-        transformer: SD3Transformer2DModel | FluxTransformer2DModel | None = None,
+        scheduler: Scheduler,
+        vae: Autoencoder | None = None,
+        text_encoder: TextEncoder | None = None,
+        tokenizer: Tokenizer | None = None,
+        unet: UNet | None = None,
+        text_encoder_2: TextEncoder | None = None,
+        tokenizer_2: Tokenizer | None = None,
+        text_encoder_3: TextEncoder | None = None,
+        tokenizer_3: Tokenizer | None = None,
+        transformer: Transformer | None = None,
         force_zeros_for_empty_prompt: bool | None = None,
     ):
         super().__init__()

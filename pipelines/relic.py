@@ -11,21 +11,9 @@ import math
 from typing import Unpack
 
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    AutoencoderTiny,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers import DiffusionPipeline
 from diffusers.image_processor import PipelineImageInput
-from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from diffusers_compress import images
 from diffusers_compress.arguments import check_choice, check_walk, prompts_of
@@ -37,6 +25,7 @@ from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.contract import RELIC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
+from diffusers_compress.diffusion.families.components import Autoencoder, Scheduler, TextEncoder, Tokenizer, Transformer, UNet
 from diffusers_compress.diffusion.realism import blend
 from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.limits import Limits
@@ -76,16 +65,16 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | None = None,
-        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None = None,
-        tokenizer: CLIPTokenizer | None = None,
-        unet: UNet2DConditionModel | UNet2DModel | None = None,
-        text_encoder_2: CLIPTextModelWithProjection | T5EncoderModel | None = None,
-        tokenizer_2: CLIPTokenizer | T5TokenizerFast | None = None,
-        text_encoder_3: T5EncoderModel | None = None,
-        tokenizer_3: T5TokenizerFast | None = None,
-        transformer: SD3Transformer2DModel | FluxTransformer2DModel | None = None,
+        scheduler: Scheduler,
+        vae: Autoencoder | None = None,
+        text_encoder: TextEncoder | None = None,
+        tokenizer: Tokenizer | None = None,
+        unet: UNet | None = None,
+        text_encoder_2: TextEncoder | None = None,
+        tokenizer_2: Tokenizer | None = None,
+        text_encoder_3: TextEncoder | None = None,
+        tokenizer_3: Tokenizer | None = None,
+        transformer: Transformer | None = None,
         hyperprior: HyperPrior | None = None,
         parameter_network: ParameterNetwork | None = None,
         force_zeros_for_empty_prompt: bool | None = None,

@@ -20,6 +20,7 @@ from diffusers_compress.codecs import describe
 from diffusers_compress.coding.channels import trellis
 
 STEPS, BYTES = 2, 50  # a step has 400 bits
+UNSIMULATED = {"lumina_2", "z_image"}  # their networks build positions by operations that the simulation cannot follow
 FEW = {"num_inference_steps": 2}
 # Every codec, coder and way to decode: codec, model, options of compress, options of decompress
 CELLS = {
@@ -53,8 +54,8 @@ def same(pipe, pictures, encoding, decoding):
 def equal():
     pictures = [make.picture(24, 16)] * 2
     cells = {name: same(make.pipeline(codec, model), pictures, *options) for name, (codec, model, *options) in CELLS.items()}
-    for family, plain in tiny_models.FAMILIES.items():
-        pipe = DiffCPipeline.from_pipe(plain(), dtype=torch.float32)
+    for family in tiny_models.FAMILIES.keys() - UNSIMULATED:
+        pipe = DiffCPipeline.from_pipe(tiny_models.FAMILIES[family](), dtype=torch.float32)
         cells[family] = same(pipe, pictures, {"max_bytes": 100, "num_coding_steps": 3}, FEW)
     return cells
 

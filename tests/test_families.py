@@ -1,5 +1,8 @@
 """Every family of diffusion models through a file and back; its denoiser is the one that diffusers' own pipeline runs."""
 
+import inspect
+import json
+
 import diffusers
 import numpy as np
 import pytest
@@ -85,28 +88,47 @@ def own_steps(pipe, x, timesteps, prompt):
     return x
 
 
+def own_layout(theirs, ours, x):
+    """x as diffusers' own pipeline of the family takes it, and what turns its latents back."""
+    height, width = x.shape[-2:]
+    if isinstance(theirs, diffusers.Flux2KleinPipeline):
+        return theirs._patchify_latents(x), ours.family.scaled
+    if isinstance(theirs, diffusers.Flux2Pipeline):
+        rows, columns = height // 2, width // 2
+        return theirs._patchify_latents(x), lambda packed: theirs._unpatchify_latents(packed.mT.unflatten(-1, (rows, columns)))
+    if hasattr(theirs, "_pack_latents"):
+        unpack = theirs._unpack_latents
+        return theirs._pack_latents(x, *x.shape), lambda packed: unpack(packed, 8 * height, 8 * width, 8).view_as(x)
+    return x.clone(), lambda latents: latents
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", [name for name in tiny_models.FAMILIES if name != "pixels"])
 def test_sampling_is_that_of_diffusers_own_pipeline(folders, family):
-    """Prompt, packing, time and levels: two steps of the family's own pipeline and scheduler are two of ours."""
+    """Prompt, packing, positions, time, levels, scale of the latents: two steps of the family's own pipeline are two of ours."""
     theirs = diffusers.DiffusionPipeline.from_pretrained(folders[family])
     theirs.set_progress_bar_config(disable=True)
-    flow = hasattr(theirs, "transformer")
+    flow = hasattr(theirs, "transformer") and family != "pixart"
     if flow:
         theirs.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     else:
-        theirs.scheduler = diffusers.DDIMScheduler.from_config(theirs.scheduler.config, clip_sample=False, set_alpha_to_one=True)
+        options = {"clip_sample": False, "set_alpha_to_one": True, "timestep_spacing": "leading"}
+        theirs.scheduler = diffusers.DDIMScheduler.from_config(theirs.scheduler.config, **options)
     ours = DiffCPipeline.from_pipe(theirs)
     x = torch.randn(1, *ours.latent_shape(32, 64), generator=torch.Generator().manual_seed(0))
-    options = {"prompt": "a house", "height": 32, "width": 64, "guidance_scale": 1.0, "num_inference_steps": 2}
-    if isinstance(theirs, diffusers.FluxPipeline):
-        latents = theirs(**options, latents=theirs._pack_latents(x, *x.shape), output_type="latent").images
-        expected = theirs._unpack_latents(latents, 32, 64, 8)
-    else:
-        expected = theirs(**options, latents=x.clone(), output_type="latent").images
+    latents, back = own_layout(theirs, ours, x)
+    options = {"prompt": "a house", "height": 32, "width": 64, "num_inference_steps": 2, "latents": latents}
+    options["guidance_scale"] = 0.0 if family == "z_image" else 1.0  # no guidance
+    accepted = inspect.signature(theirs.__call__).parameters
+    options |= {name: False for name in ("use_resolution_binning", "clean_caption") if name in accepted}
+    expected = back(theirs(**options, output_type="latent").images)
     timesteps = [round(float(t)) - flow for t in theirs.scheduler.timesteps]
-    torch.testing.assert_close(own_steps(ours, x, timesteps, "a house"), expected, rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(own_steps(ours, x, timesteps, "another one"), expected, rtol=1e-3, atol=1e-3)
+    found = own_steps(ours, x, timesteps, "a house")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    other = own_steps(ours, x, timesteps, "another one")
+    assert (other - expected).abs().max() > 10 * (found - expected).abs().max()
+    decoded = (ours.decode_latent(found) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(decoded, theirs(**options, output_type="pt").images, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
@@ -140,14 +162,30 @@ def test_steps_of_the_familys_own_scheduler(pipe):
 
 @torch.no_grad()
 def test_latents_are_scaled_and_shifted(pipe, photo):
-    x = pipe.pad(images.to_tensor(photo)[0][None])
+    x = pipe.pad(images.to_tensor(photo.resize((48, 32)))[0][None])
     x_0 = pipe.encode_picture(x)
     if pipe.vae is None:
         assert torch.equal(x_0, x) and torch.equal(pipe.decode_latent(x_0), x)
     else:
-        config, mean = pipe.vae.config, pipe.vae.encode(x).latent_dist.mean
-        torch.testing.assert_close(x_0, (mean - (config.shift_factor or 0)) * config.scaling_factor)
-        torch.testing.assert_close(pipe.decode_latent(x_0), pipe.vae.decode(mean).sample, rtol=1e-3, atol=1e-3)
+        mean = pipe.family.encode(pipe.vae, x)
+        torch.testing.assert_close(pipe.family.unscaled(x_0), mean)
+        torch.testing.assert_close(pipe.decode_latent(x_0), pipe.family.decode(pipe.vae, mean), rtol=1e-3, atol=1e-3)
+
+
+def test_a_batch_is_its_pictures(pipe, photo):
+    """Whatever the lengths of the prompts beside it."""
+    pictures, prompts = (
+        [photo.crop((0, 0, 48, 32)), photo.crop((48, 0, 96, 32))],
+        ["", ""] if pipe.kind == "Pixels" else ["a house", ""],
+    )
+    sizes = {"max_bytes": 80, "num_coding_steps": 2}
+    calls = []
+    files = pipe.compress(pictures, prompt=prompts, **sizes, callback_on_step_end=lambda *step: calls.append(step)).bitstreams
+    assert len(calls) == 2 - (not from_pure_noise(pipe.noise_schedule()).knows_last)
+    assert files == [pipe.compress(x, prompt=prompt, **sizes).bitstreams[0] for x, prompt in zip(pictures, prompts)]
+    together = pipe.decompress(files, num_inference_steps=2, output_type="pt").images
+    alone = [pipe.decompress(file, num_inference_steps=2, output_type="pt").images[0] for file in files]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1 / 255)  # a batch rounds otherwise
 
 
 # --------------------------------------------------------------------------------------------------------- particular cases
@@ -230,6 +268,22 @@ def test_a_scheduler_of_the_other_kind_is_refused(folders, photo, family, schedu
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match=words):
         pipe.compress(photo, max_bytes=100)
+
+
+@pytest.mark.parametrize("index, words", [
+    ({"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]},
+     r"WanPipeline: a video model is not supported \(WanTransformer3DModel\); supported are .*SANA.*Z-Image"),
+    ({"_class_name": "AuraFlowPipeline", "transformer": ["diffusers", "AuraFlowTransformer2DModel"]},
+     r"AuraFlowPipeline: no family is known .*\(AuraFlowTransformer2DModel\); supported are "),
+    ({"_class_name": "StableCascadePipeline", "decoder": ["diffusers", "StableCascadeUNet"]},
+     r"StableCascadePipeline: no family.*\(no network named unet or transformer\)"),
+])  # fmt: skip
+def test_an_unknown_folder_is_refused_before_its_weights_are_read(tmp_path, index, words):
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "transformer").mkdir()
+    with pytest.raises(ValueError, match=words) as error:
+        DiffCPipeline.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_other_kinds_of_models_are_refused_by_name(folders, photo):

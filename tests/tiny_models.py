@@ -10,11 +10,26 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+CHAT = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
 SD_NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
 
@@ -169,7 +184,7 @@ def flux(guidance=False):
     tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
     return diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        vae=flux_latents(),
         text_encoder=clip(tokenizer),
         tokenizer=tokenizer,
         text_encoder_2=t5(tokenizer_2),
@@ -192,6 +207,204 @@ def flux_dev():
     return flux(guidance=True)
 
 
+def qwen_tokenizer():
+    """Knows bytes and no merges."""
+    tokens = [*sorted(bytes_to_unicode().values()), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return Qwen2Tokenizer({token: number for number, token in enumerate(tokens)}, [], chat_template=CHAT)
+
+
+def gemma():
+    """Tokenizer and text encoder of width 32."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *string.printable]
+    tokenizer = GemmaTokenizer({token: number for number, token in enumerate(tokens)}, [], model_max_length=512)
+    return {"tokenizer": tokenizer, "text_encoder": Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **language(2))).eval()}
+
+
+def language(layers, **config):
+    """Of a language model of width 32."""
+    plain = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    return plain | config
+
+
+def flux_latents():
+    return autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def sana():
+    torch.manual_seed(0)
+    blocks = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("block_types", ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock")),
+            ("block_out_channels", (8,) * 4),
+            ("layers_per_block", (1,) * 4),
+            ("qkv_multiscales", ((), (), (), (5,))),
+        )
+    }
+    return diffusers.SanaPipeline(
+        **gemma(),
+        vae=diffusers.AutoencoderDC(latent_channels=8, attention_head_dim=4, scaling_factor=0.41407, **blocks),
+        transformer=diffusers.SanaTransformer2DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=32,
+        ),
+        scheduler=diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+    )
+
+
+def pixart():
+    torch.manual_seed(0)
+    tokenizer = t5_tokenizer()
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=t5(tokenizer),
+        vae=autoencoder(scaling_factor=0.13025),
+        transformer=diffusers.PixArtTransformer2DModel(
+            sample_size=8,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            cross_attention_dim=16,
+            caption_channels=32,
+            use_additional_conditions=False,
+        ),
+        scheduler=diffusers.DPMSolverMultistepScheduler(**SD_NOISE),
+    )
+
+
+def lumina_2():
+    torch.manual_seed(0)
+    return diffusers.Lumina2Pipeline(
+        **gemma(),
+        vae=flux_latents(),
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=16,
+            hidden_size=24,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=8,
+            axes_dim_rope=(4, 4, 4),
+            cap_feat_dim=32,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )
+
+
+def z_image():
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    return diffusers.ZImagePipeline(
+        tokenizer=tokenizer,
+        text_encoder=Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), **language(2))).eval(),
+        vae=flux_latents(),
+        transformer=diffusers.ZImageTransformer2DModel(
+            dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=32, axes_dims=[8, 4, 4]
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def qwen_image():
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
+    config = Qwen2_5_VLConfig(
+        text_config=language(1, vocab_size=len(tokenizer), rope_parameters=rope),
+        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
+    )
+    return diffusers.QwenImagePipeline(
+        tokenizer=tokenizer,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config).eval(),
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[0.5, 0.6, 0.7, 0.8],
+        ),
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True),
+    )
+
+
+def flux_2_parts(width, guidance):
+    """On a text encoder of this width, from which three layers are taken."""
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=64
+    )
+    vae.bn.running_mean.uniform_(-0.5, 0.5)
+    vae.bn.running_var.uniform_(0.5, 2)
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * width,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance,
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return {"vae": vae, "transformer": transformer, "scheduler": scheduler}
+
+
+def flux_2():
+    """As FLUX.2 dev, whose text comes from layers 10, 20 and 30."""
+    torch.manual_seed(0)
+    tokens = [*sorted(bytes_to_unicode().values()), "<pad>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    tokenizer = Qwen2Tokenizer({token: number for number, token in enumerate(tokens)}, [], pad_token="<pad>")
+    config = Mistral3Config(
+        text_config=language(30, vocab_size=len(tokenizer), model_type="mistral"),
+        vision_config=language(1, model_type="pixtral", image_size=32, patch_size=8),
+    )
+    chat = (
+        "{% for message in messages %}{{ message.role }}:{% for part in message.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    )
+    return diffusers.Flux2Pipeline(
+        tokenizer=PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=chat),
+        text_encoder=Mistral3ForConditionalGeneration(config).eval(),
+        **flux_2_parts(32, guidance=True),
+    )
+
+
+def flux_2_klein():
+    """Whose text comes from layers 9, 18 and 27."""
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    return diffusers.Flux2KleinPipeline(
+        tokenizer=tokenizer,
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **language(27))).eval(),
+        **flux_2_parts(32, guidance=False),
+    )
+
+
 def pixels():
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(
@@ -207,4 +420,6 @@ def pixels():
     return diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(prediction_type="v_prediction"))
 
 
-FAMILIES = {make.__name__: make for make in (sd_epsilon, sd_v_prediction, sd_turbo, sdxl, sd3, flux, flux_dev, pixels)}
+DIFFUSION = (sd_epsilon, sd_v_prediction, sd_turbo, sdxl, pixart, pixels)
+FLOW = (sd3, flux, flux_dev, flux_2, flux_2_klein, sana, lumina_2, qwen_image, z_image)
+FAMILIES = {make.__name__: make for make in (*DIFFUSION, *FLOW)}

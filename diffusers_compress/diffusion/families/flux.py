@@ -1,10 +1,9 @@
 """FLUX.1."""
 
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 
-from diffusers_compress.diffusion.families.common import config_of, flow_time
+from diffusers_compress.diffusion.families.common import config_of, flow_time, pack, unpack
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -14,15 +13,16 @@ class Flux(StableDiffusion):
     Where guidance was distilled into the network, its strength is 1: no guidance, so that x_0_hat is the mean that coding needs.
     """
 
-    network = "transformer"
+    models = "FLUX.1"
+    network, network_class = "transformer", "FluxTransformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     flow = True
     patch = 2
     T5_TOKENS = 512
 
-    @staticmethod
-    def matches(pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", "FluxTransformer2DModel")
+    @classmethod
+    def matches(cls, pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "transformer", cls.network_class)
         return config is not None and config.out_channels in (None, config.in_channels)
 
     def encode_prompt(self, prompts):
@@ -31,12 +31,12 @@ class Flux(StableDiffusion):
         return {"text": text.to(self.pipe.transformer.dtype), "summary": summary.to(self.pipe.transformer.dtype)}
 
     def predict(self, x_t, timesteps, conditioning):
-        transformer, (rows, columns) = self.pipe.transformer, (side // 2 for side in x_t.shape[-2:])
-        packed = F.pixel_unshuffle(x_t.to(transformer.dtype), 2).flatten(2).mT
+        transformer, (height, width) = self.pipe.transformer, x_t.shape[-2:]
+        rows, columns = height // 2, width // 2
         where = torch.zeros(rows, columns, 3, dtype=torch.float32, device=x_t.device)
         where[..., 1], where[..., 2] = torch.arange(rows)[:, None], torch.arange(columns)
         output = transformer(
-            hidden_states=packed,
+            hidden_states=pack(x_t.to(transformer.dtype)),
             timestep=flow_time(timesteps, x_t.device) / self.pipe.scheduler.config.num_train_timesteps,
             guidance=torch.ones(len(x_t), dtype=torch.float32, device=x_t.device) if transformer.config.guidance_embeds else None,
             encoder_hidden_states=conditioning["text"],
@@ -45,4 +45,4 @@ class Flux(StableDiffusion):
             img_ids=where.flatten(0, 1),
             return_dict=False,
         )[0]
-        return F.pixel_shuffle(output.mT.unflatten(-1, (rows, columns)), 2).float()
+        return unpack(output, height, width).float()

@@ -10,11 +10,13 @@ from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusi
 class Pixels(StableDiffusion):
     """An unconditional UNet on pixels, as in `DDPMPipeline` folders: the picture is its own latent."""
 
+    models = "unconditional RGB models in pixel space"
+    network_class = "UNet2DModel"
     parts = ("unet",)
 
-    @staticmethod
-    def matches(pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "unet", "UNet2DModel")
+    @classmethod
+    def matches(cls, pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "unet", cls.network_class)
         return (
             config is not None
             and config.in_channels == 3
@@ -41,7 +43,7 @@ class Pixels(StableDiffusion):
         return output[:, : self.channels]  # some networks predict a variance too: Nichol & Dhariwal 2021
 
     def encode_picture(self, x):
-        return x.to(self.pipe._execution_device, torch.float32)
+        return x.to(self.device, torch.float32)
 
     def decode_latent(self, x_0):
         return x_0.float()

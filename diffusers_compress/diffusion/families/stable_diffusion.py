@@ -1,7 +1,9 @@
 """Stable Diffusion 1.x, 2.x and Turbo, the base of all families."""
 
+import inspect
+
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
@@ -14,7 +16,8 @@ class StableDiffusion:
     `pipe` is a diffusers pipeline; its components have the names that diffusers' own pipeline of the family gives them.
     """
 
-    network = "unet"
+    models = "Stable Diffusion 1.x and 2.x"  # as a user calls them
+    network, network_class = "unet", "UNet2DConditionModel"
     parts: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer")
     optional: tuple[str, ...] = ()
     flow = False  # matching, or variance-preserving
@@ -23,9 +26,9 @@ class StableDiffusion:
     def __init__(self, pipe: DiffusionPipeline):
         self.pipe = pipe
 
-    @staticmethod
-    def matches(pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "unet", "UNet2DConditionModel")
+    @classmethod
+    def matches(cls, pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "unet", cls.network_class)
         return config is not None and config.addition_embed_type is None and config.in_channels == config.out_channels
 
     @property
@@ -46,19 +49,43 @@ class StableDiffusion:
     def encode_picture(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, H/8, W/8] in float32: the mean, not a draw."""
         vae = self.pipe.vae
-        mean = mean_of(vae.encode(x.to(self.pipe._execution_device, vae.dtype))).float()
-        return (mean - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+        return self.scaled(self.encode(vae, x.to(self.device, vae.dtype)).float())
 
     def decode_latent(self, x_0: Tensor) -> Tensor:
         """Scaled latents [B, C, h, w] to pictures [B, 3, 8h, 8w] in float32, about [-1, 1]."""
         vae = self.pipe.vae
-        z = x_0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
-        return vae.decode(z.to(vae.dtype), return_dict=False)[0].float()
+        return self.decode(vae, self.unscaled(x_0).to(vae.dtype)).float()
+
+    def encode(self, vae: ModelMixin, x: Tensor) -> Tensor:
+        """The mean latent, as the autoencoder has it."""
+        return mean_of(vae.encode(x))
+
+    def decode(self, vae: ModelMixin, z: Tensor) -> Tensor:
+        return vae.decode(z, return_dict=False)[0]
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """The autoencoder's latents to those of about unit variance that the network knows."""
+        config = self.pipe.vae.config
+        return (z - (config.get("shift_factor") or 0)) * config.scaling_factor
+
+    def unscaled(self, x_0: Tensor) -> Tensor:
+        """`scaled` undone."""
+        config = self.pipe.vae.config
+        return x_0 / config.scaling_factor + (config.get("shift_factor") or 0)
 
     def identity(self) -> dict:
         """Plain values that decide what a file decodes to, besides weights and noise levels."""
         config = self.pipe.vae.config
         return {"scaling_factor": config.scaling_factor, "shift_factor": config.get("shift_factor")}
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe._execution_device
+
+    def own_pipeline(self, kind: type[DiffusionPipeline]) -> DiffusionPipeline:
+        """diffusers' own pipeline of the family, without a network: what it makes of a prompt is what the network was trained on."""
+        needed = [name for name, own in inspect.signature(kind).parameters.items() if own.default is own.empty]
+        return kind(**dict.fromkeys(needed) | {"text_encoder": self.pipe.text_encoder, "tokenizer": self.pipe.tokenizer})
 
     def tokens(self, name: str, prompts: list[str], length: int | None = None) -> Tensor:
         """Token ids [B, length] of the tokenizer of this name; by default as many as its model takes."""
@@ -66,4 +93,4 @@ class StableDiffusion:
         length = length or tokenizer.model_max_length
         prompts = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)  # a word may stand for several vectors
         ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
-        return ids.to(self.pipe._execution_device)
+        return ids.to(self.device)

@@ -11,16 +11,17 @@ from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusi
 class StableDiffusion3(StableDiffusion):
     """Stable Diffusion 3 and 3.5: a flow-matching transformer, two CLIP text encoders and perhaps T5.  Esser et al. 2024."""
 
-    network = "transformer"
+    models = "Stable Diffusion 3"
+    network, network_class = "transformer", "SD3Transformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     optional = ("text_encoder_3",)
     flow = True
     patch = 2
     T5_TOKENS = 256
 
-    @staticmethod
-    def matches(pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", "SD3Transformer2DModel")
+    @classmethod
+    def matches(cls, pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "transformer", cls.network_class)
         return config is not None and config.in_channels == config.out_channels and config.patch_size == 2
 
     def encode_prompt(self, prompts):

@@ -13,11 +13,12 @@ from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusi
 class StableDiffusionXL(StableDiffusion):
     """SDXL: two text encoders, and a UNet that is conditioned on a summary of the text and on the picture's size.  Podell et al. 2023."""
 
+    models = "SDXL"
     parts = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
-    @staticmethod
-    def matches(pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "unet", "UNet2DConditionModel")
+    @classmethod
+    def matches(cls, pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "unet", cls.network_class)
         return config is not None and config.addition_embed_type == "text_time" and config.in_channels == config.out_channels
 
     def encode_prompt(self, prompts):

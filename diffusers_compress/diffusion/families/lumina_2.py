@@ -1,0 +1,43 @@
+"""Lumina-Image 2.0."""
+
+from diffusers import DiffusionPipeline, Lumina2Pipeline
+
+from diffusers_compress.diffusion.families.common import config_of, flow_time, one_by_one
+from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
+
+
+class Lumina2(StableDiffusion):
+    """Lumina-Image 2.0: a flow-matching transformer with Gemma 2, on FLUX.1's latents.  Qin et al. 2025.
+
+    Its time runs from noise at 0 to the picture at 1, and its output is x_0 - eps.
+    """
+
+    models = "Lumina-Image 2"
+    network, network_class = "transformer", "Lumina2Transformer2DModel"
+    parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    flow = True
+    patch = 2
+
+    @classmethod
+    def matches(cls, pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "transformer", cls.network_class)
+        return config is not None and config.out_channels in (None, config.in_channels) and config.patch_size == 2
+
+    def encode_prompt(self, prompts):
+        own, dtype = self.own_pipeline(Lumina2Pipeline), self.pipe.transformer.dtype
+
+        def embed(prompt):
+            text, mask, *_ = own.encode_prompt(prompt, False, device=self.device)
+            return {"text": text.to(dtype), "mask": mask}
+
+        return one_by_one(embed, prompts)
+
+    def predict(self, x_t, timesteps, conditioning):
+        transformer = self.pipe.transformer
+        return -transformer(
+            hidden_states=x_t.to(transformer.dtype),
+            timestep=1 - flow_time(timesteps, x_t.device) / self.pipe.scheduler.config.num_train_timesteps,
+            encoder_hidden_states=conditioning["text"],
+            encoder_attention_mask=conditioning["mask"],
+            return_dict=False,
+        )[0].float()

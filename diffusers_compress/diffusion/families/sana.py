@@ -1,0 +1,54 @@
+"""SANA."""
+
+import inspect
+
+from diffusers import DiffusionPipeline, SanaPipeline
+
+from diffusers_compress.diffusion.families.common import config_of, flow_time, one_by_one
+from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
+
+
+class Sana(StableDiffusion):
+    """SANA and SANA 1.5: flow matching on latents of factor 32 with 32 channels, with Gemma 2.  Xie et al. 2025 (ICLR).
+
+    A prompt stands after an instruction to Gemma, that of diffusers' pipeline; no text has none, as guidance expects it.
+    """
+
+    models = "SANA"
+    network, network_class = "transformer", "SanaTransformer2DModel"
+    parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    flow = True
+
+    @classmethod
+    def matches(cls, pipe: DiffusionPipeline) -> bool:
+        config = config_of(pipe, "transformer", cls.network_class)
+        if config is None or config.guidance_embeds:  # SANA-Sprint, with a schedule of its own
+            return False
+        return config.in_channels == config.out_channels and config.patch_size == 1
+
+    @property
+    def instruction(self) -> list[str]:
+        return inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+
+    def encode_prompt(self, prompts):
+        own, dtype = self.own_pipeline(SanaPipeline), self.pipe.transformer.dtype
+
+        def embed(prompt):
+            instruction = self.instruction if prompt else None
+            text, mask, *_ = own.encode_prompt(prompt, False, device=self.device, complex_human_instruction=instruction)
+            return {"text": text.to(dtype), "mask": mask}
+
+        return one_by_one(embed, prompts)
+
+    def predict(self, x_t, timesteps, conditioning):
+        transformer = self.pipe.transformer
+        return transformer(
+            x_t.to(transformer.dtype),
+            encoder_hidden_states=conditioning["text"],
+            encoder_attention_mask=conditioning["mask"],
+            timestep=flow_time(timesteps, x_t.device) * transformer.config.timestep_scale,
+            return_dict=False,
+        )[0].float()
+
+    def identity(self):
+        return super().identity() | {"instruction": self.instruction}
