@@ -80,6 +80,19 @@ FLOWS = {
             ("picture", "autoencoder: picture"),
         ],
     ),
+    "text_sketch": (
+        [
+            ("picture", "photo"),
+            ("network", "captioner, inversion or you:\na prompt"),
+            ("sum", "edge detector: lines on a grid;\nmeans of 8 x 5 cells"),
+        ],
+        "file: token numbers, lines, thumbnail, seed",
+        [
+            ("sum", "noise of that seed"),
+            ("network", "diffusion model with a ControlNet\nthat sees prompt and lines"),
+            ("picture", "picture, colours of the thumbnail"),
+        ],
+    ),
     "uqdm": (
         [
             ("picture", "photo, as pixels"),
