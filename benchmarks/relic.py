@@ -10,8 +10,7 @@ calibrated deviation, "fitted" by the picture itself (as though that cost nothin
 over the code length of the integer tables.
 
 Picture: HF is the luminance power above 1/8 cycle a pixel, relative to what the autoencoder alone gives back (geometric mean);
-"plain" is plain rounding at the same step width without denoising. The law: where the denoised picture is a sample and the preview the
-mean of the same posterior, the blend with realism a has the preview's squared error times 1 + a^2.
+"as read" is the file's latent without denoising, "preview" what the entropy model expects.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from diffusers_compress.coding import logistic
 from diffusers_compress.format import container
 from diffusers_compress.metrics.distortion import psnr, samples
 
-REALISM = (0.0, 0.5, 1.0)
+DECODINGS = {"preview": {"preview": True}, "mean": {"realism": 0.0}, "half": {"realism": 0.5}, "sample": {"realism": 1.0}}
 
 
 def parse_args():
@@ -42,6 +41,7 @@ def parse_args():
     parser.add_argument("--steps", type=int, default=5, help="network calls")
     parser.add_argument("--every", type=int, default=1, help="take each n-th picture only")
     parser.add_argument("--decode-every", type=int, default=1, help="decode each n-th of these only")
+    parser.add_argument("--rounding", default="plain", choices=relic_format.ROUNDINGS)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -73,10 +73,10 @@ def static_bytes(quantizer, v):
     return bits / 8
 
 
-def measure_rate(pipe, image, bpp, path):
+def measure_rate(pipe, image, bpp, path, rounding):
     row = {"target": bpp}
     start = time.perf_counter()
-    path.write_bytes(pipe.compress(image, target_bpp=bpp).bitstreams[0])
+    path.write_bytes(pipe.compress(image, target_bpp=bpp, rounding=rounding).bitstreams[0])
     row["encode_seconds"] = time.perf_counter() - start
     data = path.read_bytes()
     header, parameters, payload = relic_format.read_file(data)
@@ -101,13 +101,12 @@ def measure_picture(pipe, image, path, steps):
     x = images.pad(images.to_tensor(image)[0][None], pipe.vae_scale_factor)
     x_0 = pipe.encode_picture(x)[0].cpu()
     alone = picture_of(pipe, x_0, image.size)
-    _, parameters, _ = relic_format.read_file(data)
-    parameters.dithered = False
-    quantizer = Quantizer(parameters, pipe.statistics(), x_0.shape)
-    shown = {"autoencoder": alone, "plain": picture_of(pipe, quantizer.latent(quantizer.values(x_0)), image.size)}
-    for realism in REALISM:
+    _, parameters, payload = relic_format.read_file(data)
+    y_hat, _ = pipe.read_latent(parameters, payload, x_0.shape, pipe.noise_schedule())
+    shown = {"autoencoder": alone, "as read": picture_of(pipe, y_hat, image.size)}
+    for name, options in DECODINGS.items():
         start = time.perf_counter()
-        shown[str(realism)] = pipe.decompress(data, realism=realism, num_inference_steps=steps).images[0]
+        shown[name] = pipe.decompress(data, num_inference_steps=steps, **options).images[0]
         seconds = time.perf_counter() - start
     row = {"decode_seconds": seconds}
     for name, picture in shown.items():
@@ -136,10 +135,6 @@ def ratio(name, other):
     return lambda rows: format(sum(row[name] for row in rows) / sum(row[other] for row in rows), ".3f")
 
 
-def law(a):
-    return lambda rows: format(np.mean([row["psnr_0.0"] for row in rows]) - 10 * np.log10(1 + a**2), ".2f")
-
-
 @torch.no_grad()
 def main():
     args = parse_args()
@@ -154,7 +149,7 @@ def main():
         for number, picture in enumerate(pictures):
             image = images.open_image(picture)
             for bpp in args.bpp:
-                rows.append({"picture": picture.name} | measure_rate(pipe, image, bpp, path))
+                rows.append({"picture": picture.name} | measure_rate(pipe, image, bpp, path, args.rounding))
                 if number % args.decode_every == 0:
                     rows[-1] |= measure_picture(pipe, image, path, args.steps)
                 if args.out:
@@ -172,11 +167,10 @@ def main():
 
     decoded = [row for row in rows if "decode_seconds" in row]
     print(f"{len(decoded) // len(args.bpp)} pictures\n")
-    columns = {"PSNR autoencoder": mean("psnr_autoencoder", ".2f"), "plain": mean("psnr_plain", ".2f")}
-    columns |= {"preview": mean("psnr_0.0", ".2f"), "blend 0.5": mean("psnr_0.5", ".2f"), "law": law(0.5)}
-    columns |= {"denoised": mean("psnr_1.0", ".2f"), "law ": law(1.0), "HF plain": geometric_mean("hf_plain")}
-    columns |= {"HF preview": geometric_mean("hf_0.0"), "HF blend": geometric_mean("hf_0.5")}
-    columns |= {"HF denoised": geometric_mean("hf_1.0"), "decode s": mean("decode_seconds", ".1f")}
+    columns = {"PSNR autoencoder": mean("psnr_autoencoder", ".2f")}
+    columns |= {f"PSNR {name}": mean(f"psnr_{name}", ".2f") for name in ("as read", *DECODINGS)}
+    columns |= {f"HF {name}": geometric_mean(f"hf_{name}") for name in ("as read", *DECODINGS)}
+    columns |= {"decode s": mean("decode_seconds", ".1f")}
     print_table(columns, decoded, args.bpp)
 
 

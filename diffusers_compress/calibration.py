@@ -1,20 +1,14 @@
 """What a codec should know of a model beforehand, measured on a few pictures and kept in the pipeline's config."""
 
-import math
-
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from diffusers_compress import images
 from diffusers_compress.codecs.diffc import reference
-from diffusers_compress.codecs.relic import format as relic_format
-from diffusers_compress.codecs.relic.quantizer import Quantizer, powers, worth_coding
 from diffusers_compress.coding import dct
-from diffusers_compress.diffusion import equations, schedule, solvers
+from diffusers_compress.diffusion import equations, schedule
 
-STEP_WIDTHS = (0.25, 0.5, 1.0, 2.0)  # where the denoiser's level is measured
-SMALLEST_LEVEL, BISECTIONS = 0.4, 5  # less would leave too much noise
 # alpha/sigma, where the denoiser's error is measured
 RATIOS = (0, 0.09, 0.15, 0.22, 0.3, 0.4, 0.5, 0.75, 1, 1.4, 2, 2.8, 4, 6, 9, 14)
 CROP = 512  # pixels of a picture's side that are used at most
@@ -31,49 +25,11 @@ def latent_statistics(latents: list[Tensor]) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def calibrate_latent(pipe: DiffusionPipeline, pictures: list) -> dict[str, list[float]]:
-    """`calibration["latent"]` for a codec's pipeline, from pictures of any kind that it takes.
-
-    `latent_statistics`, and at some step widths ("steps") the share of the quantization noise's standard deviation that the
-    denoiser should assume ("level"), so that the denoised pictures have as much texture as the autoencoder alone gives back: a
-    network takes away more than noise.
-    """
+    """`calibration["latent"]` for a codec's pipeline, from pictures of any kind that it takes: their `latent_statistics`."""
     tensors = [pipe.pad(images.to_tensor(picture)[0][None]) for picture in pictures]
-    latents = [pipe.encode_picture(x) for x in tensors]
-    statistics = latent_statistics([x_0[0].cpu() for x_0 in latents])
-    levels = [_level(pipe, latents, statistics, step) for step in STEP_WIDTHS]
+    statistics = latent_statistics([pipe.encode_picture(x)[0].cpu() for x in tensors])
     pipe.maybe_free_model_hooks()
-    return statistics | {"steps": list(STEP_WIDTHS), "level": levels}
-
-
-def _level(pipe, latents, statistics, step):
-    """The level in [SMALLEST_LEVEL, 1] with which the texture lost is nearest to none, in its geometric mean, by bisection."""
-    noise, noisy = pipe.noise_schedule(), []
-    for x_0 in latents:
-        coded = worth_coding(powers(x_0[0].cpu(), statistics), step)[0].tolist()
-        parameters = relic_format.Parameters(1, True, relic_format.step_number(step), 0, 0, coded)
-        quantizer = Quantizer(parameters, statistics, x_0.shape[1:])
-        noisy.append(quantizer.latent(quantizer.values(x_0))[None].to(x_0))
-    sigma = step / math.sqrt(12)
-
-    def textures(latents):
-        # A flat picture has none.
-        return torch.stack([texture(pipe.decode_latent(x_0)) for x_0 in latents]).clamp(min=1e-12).log()
-
-    wanted = textures(latents)
-
-    def excess(level):
-        t = schedule.timestep_at(noise, 1 / (level * sigma))
-        # one after the other: they may differ in size
-        ends = [pipe.run([solvers.solve(noise.level(t)[0] * x, t, 5, noise, pipe.scheduler)], [""])[0] for x in noisy]
-        return float((textures(ends) - wanted).mean())
-
-    low, high = SMALLEST_LEVEL, 1.0
-    if excess(high) >= 0:
-        return high
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    return round((low + high) / 2, 3)
+    return statistics
 
 
 def texture(x: Tensor) -> Tensor:

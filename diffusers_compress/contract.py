@@ -67,7 +67,7 @@ CODECS = {
         "Relic",
         "diffusers_compress.pipelines.relic:RelicPipeline",
         "diffusers_compress.codecs.relic.format",
-        preview={"realism": 0.0},
+        preview={"preview": True},
     ),
     "perco": Codec(
         PERCO,

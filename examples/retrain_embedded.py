@@ -4,7 +4,7 @@
 
     RUN/model            train_embedded.py: autoencoder, prior, decoder
     RUN/variance_head    train_variance_head.py: calibration of the denoiser's error, variance head
-    RUN/relic            train_relic.py: hyperprior, calibration of the level, parameter network
+    RUN/relic            train_relic.py: hyperprior
     RUN/perco-PRESET     train_perco.py
     RUN/embedded         the finished folders `model` and `perco`, as the package ships them
 
@@ -24,8 +24,7 @@ SHARES = {
     "unet": 0.5,
     "texture": 0.05,
     "variance head": 0.06,
-    "hyperprior": 0.1,
-    "quantizer": 0.04,
+    "hyperprior": 0.14,
 }  # of the minutes
 PERCO = (
     "--crop 256 --lr 5e-4 --hyper-lr 1e-3 --warm-up 100 --schedule cosine --ema 0.998 "
@@ -64,7 +63,7 @@ def commands(args, further):
     yield "variance_head", ["train_variance_head.py", *common, *model, *latents, "--minutes", minutes["variance head"]]
 
     model = ["--model", args.output / "variance_head" / "model"]
-    stages = ["--hyperprior-minutes", minutes["hyperprior"], "--quantizer-minutes", minutes["quantizer"]]
+    stages = ["--stages", "hyperprior", "export", "--hyperprior-minutes", minutes["hyperprior"]]
     yield "relic", ["train_relic.py", *common, *model, *latents, *stages]
 
     model = ["--model", args.output / "relic" / "model", "--cache", args.output / "perco.pt"]

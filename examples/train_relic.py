@@ -4,14 +4,12 @@
 
 Stages, each limited by wall-clock minutes:
     hyperprior   the law of the quantized latents, one model for all rates
-    level        the noise level that the denoiser is told: no training
-    quantizer    step widths and shifts of the channels, and the timestep, from the latent and the rate
+    quantizer    of files with dither: step widths and shifts of the channels, and the timestep, from the latent and the rate
     export       RUN/model: the folder with all of it added
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -29,12 +27,11 @@ from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.diffusion import equations, schedule
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 
-STAGES = ("hyperprior", "level", "quantizer", "export")
-LEVEL_PHOTOS = 16
-STEP_WIDTHS = (0.05, 2.4)  # log-uniform in training
-SHARES = (0.1, 2.0)  # log-uniform in training: channels below such a share of the quantization noise are not coded
-VALIDATION_STEPS = (0.1, 0.4, 1.6)
-DITHERED = 0.8  # share of the training steps
+STAGES = ("hyperprior", "quantizer", "export")
+STEP_WIDTHS = (0.06, 12.0)  # log-uniform in training
+SHARES = (0.1, 2.0)  # log-uniform in training with dither: channels below such a share of the quantization noise are not coded
+VALIDATION_STEPS = (0.25, 1.0, 4.0)
+DITHERED = 0.2  # share of the training steps
 TEXTURE_WEIGHT = 8
 
 
@@ -46,6 +43,7 @@ def parse_args():
     parser.add_argument(
         "--latents", type=Path, help="keep the photos' latents in this file, or take them from it; default: RUN/latents.pt"
     )
+    parser.add_argument("--start", type=Path, help="folder of a `HyperPrior` to go on from")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--hyperprior-minutes", type=float, default=20)
     parser.add_argument("--quantizer-minutes", type=float, default=6)
@@ -65,31 +63,29 @@ def quantized(y, step, units, dithered, generator):
 
 def train_hyperprior(accelerator, latents, validation, statistics, args):
     mean = torch.tensor(statistics["mean"])[:, None, None]
-    stage = Stage(accelerator, "hyperprior", HyperPrior(len(mean)), args.hyperprior_lr, args.hyperprior_minutes, args)
+    model = HyperPrior.from_pretrained(args.start) if args.start else HyperPrior(len(mean))
+    stage = Stage(accelerator, "hyperprior", model, args.hyperprior_lr, args.hyperprior_minutes, args)
     generator, device = stage.generator, accelerator.device
 
     def bits_per_position(model, y, step, dithered, share):
-        """Without the channels whose variance is below this share of the quantization noise."""
+        """With dither, without the channels whose variance is below this share of the quantization noise."""
         units = torch.tensor(units_of(statistics["std"], [step] * len(mean), [True] * len(mean)), device=device)
-        units = units * (12 * units**2 > share * UNIT**2)
+        units = units * (12 * units**2 > share * UNIT**2) if dithered else units
         v = quantized((y - mean).to(device), step, units, dithered, generator)
-        return model(v, units, dithered).sum() / y[:, 0].numel(), int((units > 0).sum())
+        return model(v, units, dithered).sum() / y[:, 0].numel()
 
     def loss_of(model):
         indices = torch.randint(len(latents), (args.batch,), generator=generator).tolist()
         dithered = bool(torch.rand((), generator=generator) < DITHERED)
         y = batch_of_crops(latents, indices, 32, generator)
-        bits, channels = bits_per_position(
-            model, y, log_uniform(STEP_WIDTHS, generator), dithered, log_uniform(SHARES, generator)
-        )
-        return bits / (1 + channels)
+        step, share = log_uniform(STEP_WIDTHS, generator), log_uniform(SHARES, generator)
+        return (1 + bits_per_position(model, y, step, dithered, share)).log()  # a percent is a percent at every rate
 
     held_out = torch.stack([z[:, :32, :32] for z in validation])
 
     def validate(model):
-        return {
-            f"bits_{step}": round(float(bits_per_position(model, held_out, step, True, 1.0)[0]), 4) for step in VALIDATION_STEPS
-        }
+        found = {step: bits_per_position(model, held_out, step, False, 1.0) for step in VALIDATION_STEPS}
+        return {f"bits_{step}": round(float(bits), 4) for step, bits in found.items()}
 
     model = stage.run(loss_of, validate)
     model.settle()
@@ -132,7 +128,7 @@ def train_quantizer(accelerator, pipe, latents, validation, statistics, args):
         coded = quantizer.worth_coding(power[0].flatten(1), step)[0]
         idle = (1 - 12 * (std[:, None, None] / steps) ** 2).clamp(min=0).sqrt() * dither + shift[0, :, None, None]
         y_hat = torch.where(coded[:, None, None], y + steps * dither, steps * idle)
-        sigma = (steps.square().mean() / 12).sqrt() * 2 ** level[0] * quantizer.level_at(statistics, step)
+        sigma = (steps.square().mean() / 12).sqrt() * 2 ** level[0]
         x = y_hat + mean[:, None, None]
         x_0_hat = denoise(x, sigma)
         x_0_hat = denoise(x_0_hat + (x - x_0_hat) / 2, sigma / 2) - mean[:, None, None]  # on along the ODE, Song et al. 2021
@@ -179,23 +175,12 @@ def main():
 
     if "hyperprior" in args.stages:
         train_once(args.output / "hyperprior", lambda: train_hyperprior(accelerator, latents, validation, statistics, args))
-    level = args.output / "level.json"
-    if "level" in args.stages:
-        make_once(level, lambda path: path.write_text(json.dumps(measured_level(pipe, photos))))
-    known = json.loads(level.read_text()) if level.exists() else pipe.statistics()
-    statistics |= {name: known[name] for name in ("steps", "level") if name in known}
     if "quantizer" in args.stages:
         train_once(
             args.output / "parameter_network", lambda: train_quantizer(accelerator, pipe, latents, validation, statistics, args)
         )
     if "export" in args.stages:
         export(args, statistics)
-
-
-def measured_level(pipe, photos):
-    """The level that `calibration.calibrate_latent` finds, on some photos from all over."""
-    every = max(1, len(photos) // LEVEL_PHOTOS)
-    return calibration.calibrate_latent(pipe, photos[every // 2 :: every][:LEVEL_PHOTOS])
 
 
 def export(args, statistics):

@@ -3,8 +3,8 @@
 Relic, Azevedo, Gross, Schroers: Lossy Image Compression with Foundation Diffusion Models (ECCV 2024); Relic et al.: Bridging the Gap
 between Gaussian Diffusion Models and Universal Quantization for Image Compression (CVPR 2025). The sender calls no diffusion network:
 
-    picture --VAE--> x_0 --step width D, shared dither--> k --(bits)--> k --> x_0 + noise of variance D^2 / 12
-        = x_t / alpha_t at the matching t  --(probability-flow ODE, few calls)--> x_0 --VAE--> picture
+    picture --VAE--> x_0 --step width D--> k --(bits)--> k --> y_hat = x_0 + error, taken for x_t / alpha_t
+        at the t whose noise is as strong  --(probability-flow ODE, few calls)--> x_0 --VAE--> picture
 """
 
 import math
@@ -26,7 +26,7 @@ from diffusers_compress.contract import RELIC
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.families.components import Autoencoder, Scheduler, TextEncoder, Tokenizer, Transformer, UNet
-from diffusers_compress.diffusion.realism import blend
+from diffusers_compress.diffusion.realism import dial
 from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.limits import Limits
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
@@ -95,7 +95,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         image: PipelineImageInput,
         fidelity: float | None = None,
         prompt: str | list[str] = "",
-        rounding: str = "dithered",
+        rounding: str = "plain",
         entropy_model: str | None = None,
         batch_size: int = 8,
         **rate: Unpack[Goal],
@@ -104,9 +104,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
 
         Args:
             image: one or a list, of any sizes: PIL pictures, numpy arrays [H, W, C] or tensors [C, H, W] (see `images.to_tensor`).
-            fidelity: in (0, 1]; the step width belongs to the timestep (1 - fidelity) (T - 1).
+            fidelity: in (0, 1]; the step width is that whose dithered noise belongs to the timestep (1 - fidelity) (T - 1).
             prompt: one for all or one for each picture; stored in the file.
-            rounding: "dithered" (universal quantization: the error is noise, whatever the picture), or "plain".
+            rounding: "plain", or "dithered" (universal quantization: the error is noise, whatever the picture, and takes more bits).
             entropy_model: "hyperprior" or "adaptive"; default: the hyperprior if the pipeline has one.
             batch_size: pictures of like size that go through the autoencoder together at most.
             rate: `target_bpp`, `max_bytes`, `target_psnr` or `target_metric`, if not `fidelity`; see `contract.ImageCodec.compress`.
@@ -145,16 +145,17 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         realism: float = 1.0,
         num_inference_steps: int = 5,
         guidance_scale: float = 1.0,
+        preview: bool = False,
         **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
 
         Args:
             bitstreams: one file or a list.
-            realism: in [0, 1], between the mean that the entropy model expects, a preview that calls no diffusion network, and the
-                denoised picture, see `diffusion.realism`.
+            realism: in [0, 1], between the least squared error (0: one network call) and the most natural look, see `diffusion.realism`.
             num_inference_steps: network calls.
             guidance_scale: above 1, guidance towards the file's prompt.
+            preview: what the entropy model expects, without a call of the network.
             shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`. The
                 entropy model must be the file's own.
 
@@ -172,16 +173,13 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             headers, parameters, payloads = zip(*[files.contents[i] for i in group])
             read = [self.read_latent(*file, shapes[group[0]], noise) for file in zip(parameters, payloads)]
             y_hat, expected = (torch.stack(column).float().to(self._execution_device) for column in zip(*read))
-            if realism < 1:
-                preview = x = self.decode_latent(expected).clamp(-1, 1)
-            if realism > 0:
+            x_0 = expected
+            if not preview:
                 steps, scheduler = num_inference_steps, self.scheduler
                 starts = [(noise.level(own.timestep)[0] * y, own.timestep) for y, own in zip(y_hat.split(1), parameters)]
-                walks = [solvers.solve(x_t, t, steps, noise, scheduler) for x_t, t in starts]
+                walks = [dial(solvers.solve(x_t, t, steps, noise, scheduler), realism, noise) for x_t, t in starts]
                 x_0 = torch.cat(self.run(walks, [own.prompt for own in parameters], guidance_scale, files.watch))
-                sample = x = self.decode_latent(x_0).clamp(-1, 1)
-            if 0 < realism < 1:
-                x = blend(preview, sample, realism)
+            x = self.decode_latent(x_0)
             for i, picture in zip(group, self.pictures_of(x, headers, files.output_type)):
                 pictures[i] = picture
         return DecompressOutput(images=pictures, notes=files.notes)

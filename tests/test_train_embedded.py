@@ -50,19 +50,35 @@ def test_everything_is_made_anew_by_one_command(pictures, tmp_path, python, monk
     runpy.run_path(sys.argv[0], run_name="__main__")
     folder = tmp_path / "embedded" / "model"
     picture = Image.open(pictures / "0.png").crop((0, 0, 96, 64))
-    for pipeline, parts in ((DiffCPipeline, ["variance_head"]), (RelicPipeline, ["hyperprior", "parameter_network"])):
+    for pipeline, parts in ((DiffCPipeline, ["variance_head"]), (RelicPipeline, ["hyperprior"])):
         pipe = pipeline.from_pretrained(folder)
         assert all(getattr(pipe, part) is not None for part in parts)
         assert {"error", "latent"} == pipe.config.calibration.keys()
         decoded = pipe.decompress(pipe.compress(picture, target_bpp=0.2).bitstreams, num_inference_steps=2)
         assert decoded.images[0].size == picture.size
     rows = [json.loads(line) for name in ("model", "relic") for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-    assert list(dict.fromkeys(row["stage"] for row in rows)) == ["decoder", "unet", "texture", "hyperprior", "quantizer"]
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == ["decoder", "unet", "texture", "hyperprior"]
     assert all(np.isfinite(row["loss"]) for row in rows)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
     runpy.run_path(sys.argv[0], run_name="__main__")  # finds all of it done
     assert weights.read_bytes() == before
+
+    options = [
+        "--stages",
+        "quantizer",
+        "export",
+        "--quantizer-minutes",
+        "0.05",
+        "--model",
+        folder,
+        "--latents",
+        tmp_path / "latents.pt",
+    ]
+    python.run([EXAMPLES / "train_relic.py", "--photos", pictures, "--output", tmp_path / "network", *options], check=True)
+    pipe = RelicPipeline.from_pretrained(tmp_path / "network" / "model")
+    assert pipe.parameter_network is not None and pipe.hyperprior is not None
+    assert pipe.decompress(pipe.compress(picture, target_bpp=0.5, rounding="dithered").bitstreams).images[0].size == picture.size
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(examples, pictures, tmp_path, monkeypatch):

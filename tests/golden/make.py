@@ -78,6 +78,7 @@ PREVIEW = {  # one network call
     "text-sketch": {"num_inference_steps": 1, "guidance_scale": 1.0},
     "uqdm": {"reconstruction": "denoised"},
 }
+DITHERED = {"rounding": "dithered"}
 
 # name: (codec, model, size of the picture, options of compress, options of decompress, bytes that are left of the file or None)
 CASES = {
@@ -89,12 +90,12 @@ CASES = {
     "diffc-poisson": ("diffc", "epsilon", (48, 32), {"max_bytes": 100, "coder": "poisson"}, {}, None),
     "diffc-embedded": ("diffc", "embedded", (64, 48), {"max_bytes": 120, "prompt": "a beach"}, {}, None),
     "diffc-embedded-preview": ("diffc", "embedded", (64, 48), {"max_bytes": 60}, {"reconstruction": "denoised"}, None),
-    "relic-adaptive": ("relic", "epsilon", (72, 40), {"max_bytes": 250, "entropy_model": "adaptive", "prompt": "a house"}, {}, None),
-    "relic-adaptive-plain": ("relic", "v_prediction", (48, 32), {"max_bytes": 180, "rounding": "plain", "entropy_model": "adaptive"}, {}, None),
-    "relic-hyperprior": ("relic", "v_prediction", (48, 32), {"max_bytes": 150}, {"realism": 0.5}, None),
-    "relic-hyperprior-plain": ("relic", "epsilon", (9, 130), {"max_bytes": 130, "rounding": "plain"}, {}, None),
+    "relic-adaptive": ("relic", "epsilon", (72, 40), {"max_bytes": 250, "prompt": "a house", **DITHERED, "entropy_model": "adaptive"}, {}, None),
+    "relic-adaptive-plain": ("relic", "v_prediction", (48, 32), {"max_bytes": 180, "entropy_model": "adaptive"}, {}, None),
+    "relic-hyperprior": ("relic", "v_prediction", (48, 32), {"max_bytes": 150, **DITHERED}, {"realism": 0.5}, None),
+    "relic-hyperprior-plain": ("relic", "epsilon", (9, 130), {"max_bytes": 130}, {}, None),
     "relic-embedded": ("relic", "embedded", (64, 48), {"max_bytes": 200}, {}, None),
-    "relic-embedded-preview": ("relic", "embedded", (64, 48), {"max_bytes": 80}, {"realism": 0.0}, None),
+    "relic-embedded-preview": ("relic", "embedded", (64, 48), {"max_bytes": 80}, {"preview": True}, None),
     "perco-words": ("perco", "epsilon", (72, 56), {"prompt": "A house, on a hill!"}, {}, None),
     "perco-bytes": ("perco", "v_prediction", (40, 24), {"prompt": "Größe 7 🙂", "seed": 5}, {}, None),
     "perco-no-caption": ("perco", "epsilon", (9, 33), {}, {}, None),

@@ -1,7 +1,8 @@
 """The quantization of a Relic file's latent: which channels are coded, how finely, and what noise that makes.
 
-Universal quantization: rounding with a dither that both sides know makes noise of variance D^2 / 12, uniform and independent of the
-picture (Ziv 1985; Relic et al. 2025).
+Plain rounding takes the fewest bits: a weak coefficient becomes 0 and costs next to nothing. Universal quantization, rounding with a dither
+that both sides know, makes noise of variance D^2 / 12, uniform and independent of the picture (Ziv 1985; Relic et al. 2025), but a weak
+coefficient then costs bits, so that weak channels are left out.
 """
 
 import math
@@ -68,7 +69,7 @@ def powers(x_0: Tensor, statistics: dict) -> Tensor:
 
 
 def worth_coding(power: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Of each channel [C], whether its bits do as much good as those of finer steps would (at least one is worth it); bits per
+    """Of each channel [C] under dither, whether its bits do as much good as those of finer steps would (at least one is worth it); bits per
     position [C, parts].
 
     With noise of variance N, a part of the picture with the variance P takes log2(1 + P / N) / 2 bits and brings the error from P to
@@ -78,10 +79,3 @@ def worth_coding(power: Tensor, step: float) -> tuple[Tensor, Tensor]:
     bits = (1 + power / noise).log2() / 2
     worth = (power.square() / (power + noise) - 2 * math.log(2) * noise * bits).sum(1)
     return worth >= min(0, float(worth.max())), bits
-
-
-def level_at(statistics: dict, step: float) -> float:
-    """Share of the quantization noise's standard deviation that the denoiser should assume, as calibrated for step widths near this."""
-    if "level" not in statistics:
-        return 1.0
-    return float(np.interp(math.log(step), np.log(statistics["steps"]), statistics["level"]))

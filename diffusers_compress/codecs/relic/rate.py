@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from diffusers_compress.codecs.relic.format import SCALES_PER_OCTAVE, SHIFT_PARTS, STEP_BITS, Parameters, step_width
-from diffusers_compress.codecs.relic.quantizer import Quantizer, level_at, powers, worth_coding
+from diffusers_compress.codecs.relic.quantizer import Quantizer, powers, worth_coding
 from diffusers_compress.codecs.relic.symbols import EntropyModel, Sender
 from diffusers_compress.diffusion.schedule import NoiseSchedule, timestep_at
 from diffusers_compress.format import container
@@ -26,18 +26,25 @@ def plan(
 ) -> tuple[Parameters, Quantizer]:
     """The parameters with their timestep, their coded channels and what the parameter network chooses; their `Quantizer` for x_0."""
     level, step = 0.0, step_width(parameters.step)
-    # With less noise than at the first timestep there is nothing to choose between.
-    if network is not None and step / math.sqrt(12) > 1 / float(noise.ratio[0]):
+    # It knows dithered files. With less noise than at the first timestep there is nothing to choose between.
+    if network is not None and parameters.dithered and step / math.sqrt(12) > 1 / float(noise.ratio[0]):
         scales, shifts, level = portable(network).choose(x_0, statistics, step)
         parameters.scales = [round(SCALES_PER_OCTAVE * scale) for scale in scales]
         parameters.shifts = [round(SHIFT_PARTS * shift) for shift in shifts]
     if parameters.coded is None:
-        parameters.coded = worth_coding(powers(x_0, statistics), step)[0].tolist()
+        parameters.coded = channels_of(powers(x_0, statistics), step, parameters.dithered)[0]
     quantizer = Quantizer(parameters, statistics, x_0.shape)
-    # D^2 / 12 = sigma^2 / alpha^2, Relic et al. 2025
-    sigma = quantizer.level(quantizer.values(x_0), x_0) * 2**level * level_at(statistics, step)
-    parameters.timestep = timestep_at(noise, 1 / sigma)
+    sigma = quantizer.level(quantizer.values(x_0), x_0) * 2**level
+    parameters.timestep = timestep_at(noise, 1 / sigma)  # D^2 / 12 = sigma^2 / alpha^2 with dither, Relic et al. 2025
     return parameters, quantizer
+
+
+def channels_of(power: Tensor, step: float, dithered: bool) -> tuple[list[bool], float]:
+    """Of each channel, whether it is coded; bits per position of the latent in all coded channels, about. `power`: see `powers`."""
+    worth, bits = worth_coding(power, step)
+    if not dithered:
+        worth = worth | True
+    return worth.tolist(), CONTEXT * float(bits.mean(1)[worth].sum())
 
 
 class RateSearch:
@@ -111,7 +118,7 @@ class RateSearch:
         """Number of a step width that should give such a size, and the channels worth coding with it."""
         power = powers(self.x_0, self.statistics)
         for step in range(0, COARSEST + 1, 15):
-            worth, bits = worth_coding(power, step_width(step))
-            if self.x_0[0].numel() * float(bits.mean(1)[worth].sum()) * CONTEXT / 8 + 30 <= max_bytes:
+            coded, bits = channels_of(power, step_width(step), self.parameters.dithered)
+            if self.x_0[0].numel() * bits / 8 + 30 <= max_bytes:
                 break
-        return step, worth.tolist()
+        return step, coded
