@@ -199,7 +199,7 @@ def rounded_pixels(places: np.ndarray, nudge: int) -> tuple[np.ndarray, np.ndarr
 
 
 def pixel_tables(scheduler: UQDMScheduler) -> list[np.ndarray]:
-    """PIXEL_FRACTIONS rows of frequencies [2 PIXEL_REACH + 1] of a pixel x, p(x | z_0) ~ exp(-(z_0 / alpha_0 - x)^2 alpha_0^2 / (2 sigma_0^2))."""
+    """PIXEL_FRACTIONS rows of frequencies [2 PIXEL_REACH + 1] of p(x | z_0) ~ exp(-(z_0 / alpha_0 - x)^2 alpha_0^2 / (2 sigma_0^2))."""
     return _pixel_tables(scheduler.config.gamma_min)
 
 
