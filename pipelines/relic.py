@@ -143,9 +143,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         self,
         bitstreams: bytes | list[bytes],
         realism: float = 1.0,
+        preview: bool = False,
         num_inference_steps: int = 5,
         guidance_scale: float = 1.0,
-        preview: bool = False,
         **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
@@ -153,9 +153,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         Args:
             bitstreams: one file or a list.
             realism: in [0, 1], between the least squared error (0: one network call) and the most natural look, see `diffusion.realism`.
+            preview: what the entropy model expects, without a call of the network.
             num_inference_steps: network calls.
             guidance_scale: above 1, guidance towards the file's prompt.
-            preview: what the entropy model expects, without a call of the network.
             shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`. The
                 entropy model must be the file's own.
 
