@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 
@@ -36,6 +37,23 @@ def check_folder(folder: Path, names: Iterable[str], safetensors: bool = True) -
                         f"{folder}: {name} was saved with a LoRA inside, which diffusers cannot load; call fuse_lora() and "
                         "unload_lora_weights() before saving, or save the LoRA apart from the model"
                     )
+
+
+def with_dtypes(options: dict) -> dict:
+    """The options of `from_pretrained`, with types that are given by name, such as "bfloat16", as torch's: diffusers would load float32.
+
+    ValueError for a name that is none.
+    """
+
+    def typed(value):
+        if isinstance(value, dict):
+            return {component: typed(each) for component, each in value.items()}
+        found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+        if isinstance(value, str) and not isinstance(found, torch.dtype):
+            raise ValueError(f"dtype is {value!r}; permitted are float32, float16, bfloat16 and torch's other types")
+        return found
+
+    return {name: typed(value) if name in ("dtype", "torch_dtype") else value for name, value in options.items()}
 
 
 def reason(error: Exception, model: str, revision: str | None = None) -> str | None:

@@ -169,7 +169,7 @@ class CodecMixin:
             FileNotFoundError, ValueError: what `loading.check_folder` finds in the model's folder.
             OSError: the model cannot be had from the Hub, and why.
         """
-        model, options = os.fspath(pretrained_model_name_or_path), {"use_safetensors": True, **options}
+        model, options = os.fspath(pretrained_model_name_or_path), loading.with_dtypes({"use_safetensors": True, **options})
         wanted = inspect.signature(cls.__init__).parameters.keys() - options.keys()
         if Path(model).is_dir():
             loading.check_folder(Path(model), wanted, options["use_safetensors"])

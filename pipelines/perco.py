@@ -20,7 +20,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffusers_compress import images
+from diffusers_compress import images, loading
 from diffusers_compress.arguments import check_positive, check_walk, prompts_of
 from diffusers_compress.codecs.perco.format import MAX_SEED, WORDS, Parameters, read_file
 from diffusers_compress.codecs.perco.payload import bits_of, smallest_file, unpack_payload
@@ -85,6 +85,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
         Of a folder with adapters for several rates `preset` names one ("0.0019"), or says how many bits per pixel the grid may take.
         ValueError for a model that was not trained for PerCo, unless `hyper_encoder` is given (None to train one).
         """
+        options = loading.with_dtypes(options)
         folder = adapter.find(pretrained_model_name_or_path, preset, **options)
         if folder is not None:
             options.pop("revision", None)  # the adapter's, not its base's

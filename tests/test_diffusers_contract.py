@@ -1,4 +1,4 @@
-"""The properties that diffusers' common pipeline tests ask of any pipeline, as far as they apply to a codec: docs/diffusers_tests.md."""
+"""The properties that diffusers' common pipeline tests ask of any pipeline, as far as they apply to a codec: diffusers_tests.md."""
 
 import inspect
 import re
@@ -147,7 +147,7 @@ def test_back_to_diffusers_own_pipeline(codec, pipe):
 def test_the_list_in_the_docs():
     """Each test that it names is there."""
     root = Path(__file__).parents[1]
-    text = (root / "docs" / "diffusers_tests.md").read_text(encoding="utf-8")
+    text = (root / "tests" / "diffusers_tests.md").read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+)::(test_\w+)`", text)
     assert len(named) > 20
     for file, test in named:

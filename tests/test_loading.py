@@ -343,6 +343,22 @@ def test_no_network_and_no_such_model(world, tmp_path):
     assert all("nobody/nothing: neither a folder here nor a public model on the Hub" in line for line in known[-2:])
 
 
+@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
+def test_types_by_name(world, option):
+    """diffusers alone would load float32, with a warning."""
+    assert RelicPipeline.from_pretrained(world / "plain", **{option: "bfloat16"}).unet.dtype == torch.bfloat16
+    mixed = RelicPipeline.from_pretrained(world / "plain", **{option: {"unet": "float16", "default": torch.float32}})
+    assert (mixed.unet.dtype, mixed.vae.dtype) == (torch.float16, torch.float32)
+    with pytest.raises(ValueError, match="dtype is 'half-full'; permitted are float32"):
+        RelicPipeline.from_pretrained(world / "plain", **{option: "half-full"})
+
+
+def test_auto_pipelines_know_no_codec(world):
+    """diffusers has a fixed table of them, and says which pipeline it does not hold."""
+    with pytest.raises(ValueError, match="can't find a pipeline linked to .*RelicPipeline"):
+        diffusers.AutoPipelineForImage2Image.from_pretrained(world / "saved" / "relic")
+
+
 def test_an_autoencoder_of_another_kind(world, photo):
     """AsymmetricAutoencoderKL's config knows no shift."""
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}

@@ -230,7 +230,8 @@ def test_orientation_is_applied(pipe, photo, tmp_path):
 def test_arrays_and_tensors_give_the_bytes_of_the_picture(pipe, photo, coded):
     array = np.asarray(photo)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    assert pipe.compress([photo, array, tensor], target_bpp=0.2, batch_size=1).bitstreams == [coded] * 3
+    pictures = [photo, array, tensor, tensor[None]]  # the last a batch of one
+    assert pipe.compress(pictures, target_bpp=0.2, batch_size=1).bitstreams == [coded] * 4
 
 
 def test_lists_go_through_the_network_together(pipe, photo, calls):

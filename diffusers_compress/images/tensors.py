@@ -9,12 +9,13 @@ from diffusers_compress.images.reading import samples_of, unit_range
 
 
 def as_list(image) -> list:
-    """The single pictures of a picture, a list of pictures, a tensor [B, C, H, W] or an array [B, H, W, C]."""
-    if isinstance(image, (list, tuple)) or (isinstance(image, (torch.Tensor, np.ndarray)) and image.ndim == 4):
-        if len(image) == 0:
-            raise ValueError("no picture given: the list is empty")
-        return list(image)
-    return [image]
+    """The single pictures of a picture, a tensor [B, C, H, W] or an array [B, H, W, C], or a list of these."""
+    pictures = []
+    for item in image if isinstance(image, (list, tuple)) else [image]:
+        pictures.extend(item if isinstance(item, (torch.Tensor, np.ndarray)) and item.ndim == 4 else [item])
+    if not pictures:
+        raise ValueError("no picture given: the list is empty")
+    return pictures
 
 
 def to_tensor(image) -> tuple[torch.Tensor, list[str]]:
