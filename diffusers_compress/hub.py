@@ -2,7 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -231,9 +233,35 @@ def push(
 ) -> str:
     """`write_repository` to the Hub, in one commit. Returns the commit's address. OSError before any work if the Hub refuses."""
     check_account(token)
-    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         write_repository(pipe, folder, repo_id, license, pictures, rates, **options)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        message = commit_message or f"{type(pipe).__name__} by {OURS}"
-        return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message, create_pr=create_pr))
+        return upload(pipe, Path(folder), repo_id, private, token, commit_message, create_pr)
+
+
+def upload(
+    pipe: DiffusionPipeline,
+    folder: Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """A folder to the Hub, in one commit. Returns the commit's address."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    message = commit_message or f"{type(pipe).__name__} by {OURS}"
+    return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message, create_pr=create_pr))
+
+
+@contextmanager
+def with_loaders(pipe: DiffusionPipeline, folder: Path, options: dict, push: bool) -> Iterator[None]:
+    """Around diffusers' `save_pretrained`: what it writes to the folder gets loaders, and goes to the Hub with them if `push`. Of the
+    `options` those for the Hub are taken out. OSError before any work if the Hub refuses."""
+    sharing = {name: options.pop(name) for name in signature(upload).parameters if push and name in options}
+    if push:
+        check_account(sharing.get("token"))
+    yield
+    write_loaders(folder)
+    if push:
+        upload(pipe, folder, **({"repo_id": folder.name} | sharing))

@@ -110,6 +110,7 @@ for codec, pipeline in {"diffc": DiffCPipeline, "perco": PerCoPipeline}.items():
     pipe = pipeline.from_pretrained(f"{sys.argv[2]}/{codec}")
     pipe.set_progress_bar_config(disable=True)
     print(pipe.push_to_hub(f"me/{codec}", license="mit", pictures=[Image.open(sys.argv[1])], rates=(0.2,)))
+pipe.save_pretrained(f"{sys.argv[2]}/again", push_to_hub=True, repo_id="me/saved", private=True)
 arguments = ["--codec", "relic", "--model", f"{sys.argv[2]}/relic", "--license", "mit", "--pictures", sys.argv[3], "--bpp", "0.2"]
 sys.exit(main(["push", "me/relic", *arguments, "--device", "cpu"]))
 """
@@ -210,6 +211,12 @@ def test_a_pushed_repository(world, cells):
         assert line in card
     bpp, size = re.search(r"^\| 0.2 \| ([\d.]+) \| (\d+) \| [\d.]+ \|$", card, re.MULTILINE).groups()
     assert float(bpp) == pytest.approx(8 * int(size) / (96 * 64), abs=1e-4) and 0.19 < float(bpp) <= 0.2
+
+
+def test_what_save_pretrained_pushes_has_loaders(world, cells):
+    index = json.loads((world / "hub" / "me" / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline", "PerCoPipeline"] and (world / "hub" / "me" / "saved" / "pipeline.py").exists()
+    assert index == json.loads((world / "hub" / "me" / "perco" / "model_index.json").read_text())
 
 
 def test_what_is_pushed_again_is_the_same(world, cells, tmp_path):

@@ -37,6 +37,9 @@ def push_command(
 ):
     """Share a model as a codec on the Hub, with a card that says how to load it and what it was measured to do."""
     check_preset(codec, preset)
+    from diffusers_compress import hub
+
+    hub.check_account()  # before pictures are read and a model is loaded
     rates = [float(rate) for rate in bpp.split(",")]
     measured, notes = some_pictures(pictures, max_pictures) if pictures else ([], [])
     for note in notes:
