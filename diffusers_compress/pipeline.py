@@ -206,12 +206,10 @@ class CodecMixin:
     def to_json_string(self) -> str:
         return json.dumps(hub.tidy_index(json.loads(super().to_json_string())), indent=2, sort_keys=True) + "\n"
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, *arguments: object, push_to_hub: bool = False, **options
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: object, push_to_hub: bool = False, **options) -> None:
         """As diffusers', with the files by which `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it too."""
         with hub.with_loaders(self, Path(save_directory), options, push_to_hub):
-            super().save_pretrained(save_directory, *arguments, **options)
+            super().save_pretrained(save_directory, *args, **options)
 
     def push_to_hub(
         self,
