@@ -291,6 +291,10 @@ def test_other_kinds_of_models_are_refused_by_name(folders, photo):
     pipe.unet = tiny_models.unet(in_channels=9)
     with pytest.raises(ValueError, match="UNet2DConditionModel.*supported are Stable Diffusion 1.x.*inpainting"):
         pipe.compress(photo, max_bytes=100)
+    size = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64}
+    pipe.unet = tiny_models.unet(encoder_hid_dim=16, encoder_hid_dim_type="text_proj", **size)  # as in Kolors
+    with pytest.raises(ValueError, match="no family is known"):
+        family_of(pipe)
     pipe.unet = None
     with pytest.raises(ValueError, match="no network"):
         family_of(pipe)

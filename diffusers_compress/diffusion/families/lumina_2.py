@@ -2,7 +2,7 @@
 
 from diffusers import DiffusionPipeline, Lumina2Pipeline
 
-from diffusers_compress.diffusion.families.common import config_of, flow_time, one_by_one
+from diffusers_compress.diffusion.families.common import config_of, flow_time
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -24,13 +24,7 @@ class Lumina2(StableDiffusion):
         return config is not None and config.out_channels in (None, config.in_channels) and config.patch_size == 2
 
     def encode_prompt(self, prompts):
-        own, dtype = self.own_pipeline(Lumina2Pipeline), self.pipe.transformer.dtype
-
-        def embed(prompt):
-            text, mask, *_ = own.encode_prompt(prompt, False, device=self.device)
-            return {"text": text.to(dtype), "mask": mask}
-
-        return one_by_one(embed, prompts)
+        return self.text_and_mask(Lumina2Pipeline, prompts)
 
     def predict(self, x_t, timesteps, conditioning):
         transformer = self.pipe.transformer

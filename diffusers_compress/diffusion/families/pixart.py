@@ -3,7 +3,7 @@
 import torch
 from diffusers import DiffusionPipeline, PixArtSigmaPipeline
 
-from diffusers_compress.diffusion.families.common import config_of, one_by_one
+from diffusers_compress.diffusion.families.common import config_of
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -27,13 +27,7 @@ class PixArt(StableDiffusion):
         return not (config.sample_size == 128 if sizes is None else sizes)  # PixArt-alpha at 1024 pixels asks for sizes
 
     def encode_prompt(self, prompts):
-        own, dtype = self.own_pipeline(PixArtSigmaPipeline), self.pipe.transformer.dtype
-
-        def embed(prompt):
-            text, mask, *_ = own.encode_prompt(prompt, False, device=self.device)
-            return {"text": text.to(dtype), "mask": mask}
-
-        return one_by_one(embed, prompts)
+        return self.text_and_mask(PixArtSigmaPipeline, prompts)
 
     def predict(self, x_t, timesteps, conditioning):
         transformer = self.pipe.transformer

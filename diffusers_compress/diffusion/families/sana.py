@@ -4,7 +4,7 @@ import inspect
 
 from diffusers import DiffusionPipeline, SanaPipeline
 
-from diffusers_compress.diffusion.families.common import config_of, flow_time, one_by_one
+from diffusers_compress.diffusion.families.common import config_of, flow_time
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -31,14 +31,9 @@ class Sana(StableDiffusion):
         return inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
     def encode_prompt(self, prompts):
-        own, dtype = self.own_pipeline(SanaPipeline), self.pipe.transformer.dtype
-
-        def embed(prompt):
-            instruction = self.instruction if prompt else None
-            text, mask, *_ = own.encode_prompt(prompt, False, device=self.device, complex_human_instruction=instruction)
-            return {"text": text.to(dtype), "mask": mask}
-
-        return one_by_one(embed, prompts)
+        return self.text_and_mask(
+            SanaPipeline, prompts, lambda prompt: {"complex_human_instruction": self.instruction if prompt else None}
+        )
 
     def predict(self, x_t, timesteps, conditioning):
         transformer = self.pipe.transformer

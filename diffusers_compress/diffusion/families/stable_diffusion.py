@@ -1,13 +1,14 @@
 """Stable Diffusion 1.x, 2.x and Turbo, the base of all families."""
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
-from diffusers_compress.diffusion.families.common import config_of, mean_of
+from diffusers_compress.diffusion.families.common import config_of, mean_of, one_by_one
 
 
 class StableDiffusion:
@@ -86,6 +87,19 @@ class StableDiffusion:
         """diffusers' own pipeline of the family, without a network: what it makes of a prompt is what the network was trained on."""
         needed = [name for name, own in inspect.signature(kind).parameters.items() if own.default is own.empty]
         return kind(**dict.fromkeys(needed) | {"text_encoder": self.pipe.text_encoder, "tokenizer": self.pipe.tokenizer})
+
+    def text_and_mask(
+        self, kind: type[DiffusionPipeline], prompts: list[str], options: Callable[[str], dict] = lambda prompt: {}
+    ) -> dict[str, Tensor]:
+        """What the own pipeline makes of prompts: text [B, L, dim], and mask [B, L], 1 where there is any. options: of its
+        `encode_prompt`, by the prompt."""
+        own, dtype = self.own_pipeline(kind), getattr(self.pipe, self.network).dtype
+
+        def embed(prompt):
+            text, mask, *_ = own.encode_prompt(prompt, False, device=self.device, **options(prompt))
+            return {"text": text.to(dtype), "mask": mask}
+
+        return one_by_one(embed, prompts)
 
     def tokens(self, name: str, prompts: list[str], length: int | None = None) -> Tensor:
         """Token ids [B, length] of the tokenizer of this name; by default as many as its model takes."""

@@ -19,7 +19,9 @@ class StableDiffusionXL(StableDiffusion):
     @classmethod
     def matches(cls, pipe: DiffusionPipeline) -> bool:
         config = config_of(pipe, "unet", cls.network_class)
-        return config is not None and config.addition_embed_type == "text_time" and config.in_channels == config.out_channels
+        if config is None or config.encoder_hid_dim_type == "text_proj":  # Kolors, with another text encoder
+            return False
+        return config.addition_embed_type == "text_time" and config.in_channels == config.out_channels
 
     def encode_prompt(self, prompts):
         text, summary = self.two_clips(prompts)
