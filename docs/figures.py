@@ -42,13 +42,13 @@ FLOWS = {
         [
             ("picture", "photo"),
             ("network", "autoencoder: latent x_0"),
-            ("sum", "round to steps of width D,\nwith a shared dither"),
+            ("sum", "round to steps of width D"),
             ("network", "entropy model: how probable\nis each number?"),
         ],
         "file: the rounded numbers, range-coded",
         [
             ("network", "the same entropy model"),
-            ("sum", "x_0 + error of variance D²/12:\nthis is x_t of some t"),
+            ("sum", "x_0 + rounding error: as noisy\nas x_t is at some t"),
             ("network", "diffusion model: from t to 0"),
             ("picture", "autoencoder: picture"),
         ],

@@ -81,6 +81,13 @@ def test_links_and_pictures_are_there():
     assert len(README.splitlines()) <= 130
 
 
+def test_the_site_has_every_page():
+    """`mkdocs build --strict` says it too, where mkdocs is installed."""
+    named = re.findall(r"^ +- (?:\w+: )?(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    made = {"index", "cli_options"} | {path.stem for path in ROOT.glob("*.md")} - {"README"}
+    assert sorted(named) == sorted(made | {path.stem for path in (ROOT / "docs").glob("*.md")})
+
+
 def test_the_drawings_are_what_the_code_draws(tmp_path):
     figures = runpy.run_path(str(ROOT / "docs/figures.py"))
     figures["write_svg"].__globals__["DOCS"] = tmp_path
