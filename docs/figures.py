@@ -89,8 +89,8 @@ FLOWS = {
         "file: token numbers, lines, thumbnail, seed",
         [
             ("sum", "noise of that seed"),
-            ("network", "diffusion model with a ControlNet\nthat sees prompt and lines"),
-            ("picture", "picture, colours of the thumbnail"),
+            ("network", "model and ControlNet that see\nprompt and lines"),
+            ("picture", "picture, coloured again"),
         ],
     ),
     "uqdm": (
