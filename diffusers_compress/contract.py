@@ -101,6 +101,7 @@ CODECS = {
         "TextSketch",
         "diffusers_compress.pipelines.text_sketch:TextSketchPipeline",
         "diffusers_compress.codecs.text_sketch.format",
+        embedded="text_sketch",
         rate="cap",
         preview={"num_inference_steps": 1},
     ),

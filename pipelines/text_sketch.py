@@ -6,8 +6,7 @@ Lei et al., Text + Sketch: Image Compression at Ultra Low Rates (ICML 2023 works
             --edge detector, threshold--> lines on a grid ----(bits)--> ControlNet and UNet paint from noise --VAE--> picture
             --means over 8 x 5 cells--> thumbnail -----------'
 
-What comes out means the same and lies where it lay; it is not the same picture. The sender may paint several and let the file name the
-best by its seed.
+What comes out means the same; it is not the same picture. The sender may paint several and let the file name the best by its seed.
 """
 
 import math
@@ -41,6 +40,7 @@ from diffusers_compress.coding.text import vocabulary_of
 from diffusers_compress.contract import TEXT_SKETCH
 from diffusers_compress.diffusion import solvers
 from diffusers_compress.diffusion.families.common import scale_factor_of
+from diffusers_compress.diffusion.realism import dial
 from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.container import Header
 from diffusers_compress.latent_pipeline import LatentCodecMixin
@@ -124,8 +124,8 @@ class TextSketchPipeline(LatentCodecMixin, DiffusionPipeline):
             image: one or a list, of any sizes: PIL pictures, numpy arrays [H, W, C] or tensors [C, H, W] (see `images.to_tensor`).
             prompt: one for all or a list with one for each picture: a text, or a list of token ids of the model's tokenizer.
             captioner: makes the prompts instead: a function from a list of PIL pictures to texts or lists of ids, such as
-                `captions.load_captioner` gives: a model that describes pictures, or "invert:..." for prompts found by inversion.
-            sketch_size: cells along the sketch's longer side, up to 512, 0 for no sketch; by default 128 if there is a ControlNet.
+                `captions.load_captioner` gives.
+            sketch_size: cells along the sketch's longer side, up to 512, 0 for no sketch; default: 128 if there is a ControlNet.
             levels: 2 to 8, of a cell: 2 for lines, more for soft edges.
             threshold: in (0, 1], strength of the weakest lines.
             detector: a function from a picture [rows, columns, 3] in [0, 1], already as small as the sketch, to strengths in [0, 1].
@@ -147,13 +147,13 @@ class TextSketchPipeline(LatentCodecMixin, DiffusionPipeline):
         check_positive("candidates", candidates)
         seeds = range(seed, seed + candidates)
         if seed < 0 or seeds[-1] > MAX_SEED:
-            raise ValueError(f"seeds must be whole numbers from 0 to {MAX_SEED}, not {seed} to {seeds[-1]}")
+            raise ValueError(f"seeds must be from 0 to {MAX_SEED}, not {seed} to {seeds[-1]}")
         pictures = self.read_pictures(TEXT_SKETCH, image, **rate)
         originals = [images.to_output(picture.x[None])[0] for picture in pictures]
-        if captioner is not None and len(prompt):
+        if captioner is not None and prompt:
             raise ValueError("give prompt or captioner, not both")
         prompts = [prompt] * len(pictures) if isinstance(prompt, str) else prompt
-        prompts = prompts if captioner is None else captioner(originals)
+        prompts = captioner(originals) if captioner else prompts
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(prompts)} prompts were given for {len(pictures)} pictures")
 
@@ -177,7 +177,8 @@ class TextSketchPipeline(LatentCodecMixin, DiffusionPipeline):
         guidance_scale: float = 9.0,
         controlnet_conditioning_scale: float = 1.0,
         control_guidance_end: float = 1.0,
-        strength: float = 0.95,
+        strength: float = 0.9,
+        realism: float = 1.0,
         **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes, one by one.
@@ -188,30 +189,31 @@ class TextSketchPipeline(LatentCodecMixin, DiffusionPipeline):
             guidance_scale: above 1, guidance towards the file's prompt; the sketch stays in both branches. Published: 9.
             controlnet_conditioning_scale: weight of the sketch.
             control_guidance_end: in [0, 1], part of the noise levels, from the noisiest on, at which the ControlNet is asked.
-            strength: in (0, 1], noise that the walk starts from if the file has a thumbnail: 1 is nothing but noise, less begins
-                with the thumbnail's colours under it.
+            strength: in (0, 1], noise level that the walk starts from, over the thumbnail if there is one; 1: noise alone.
+            realism: in [0, 1], see `diffusion.realism`.
             shared: `limits` and others that every codec takes, see `contract.ImageCodec.decompress`; `batch_size` is of no effect.
 
         Raises:
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
         """
-        check_walk(num_inference_steps)
-        painting = Painting(num_inference_steps, guidance_scale, controlnet_conditioning_scale, control_guidance_end, strength)
+        check_walk(num_inference_steps, realism)
+        scale, end = controlnet_conditioning_scale, control_guidance_end
+        painting = Painting(num_inference_steps, guidance_scale, scale, end, strength, realism)
         files, pictures = self.read_files(read_file, bitstreams, **shared), []
         contents = [self.read_content(*content) for content in files.contents]
         for (header, parameters, _), content in zip(files.contents, contents):
-            x = self.paint(header, parameters, content, painting, files.watch)
-            pictures += self.pictures_of(x[None], [header], files.output_type)
+            x = self.paint(header, parameters, content, painting, files.watch)[None]
+            pictures += self.pictures_of(x, [header], files.output_type)
         return DecompressOutput(images=pictures, notes=files.notes)
 
     # ------------------------------------------------------------------------------------------------------------ steps
 
     def ids_of(self, prompt: str | Sequence[int], notes: list[str]) -> list[int]:
         """The token ids of a text, or what was given, as many as the model sees. ValueError for ids that the tokenizer does not have."""
-        ids = (
-            self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids if isinstance(prompt, str) else list(prompt)
-        )
+        ids = list(prompt)
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         if unknown := [number for number in ids if number not in range(len(self.tokenizer))]:
             raise ValueError(f"the prompt holds token {unknown[0]}, the tokenizer has {len(self.tokenizer)}")
         seen = self.tokenizer.model_max_length - 2
@@ -226,9 +228,7 @@ class TextSketchPipeline(LatentCodecMixin, DiffusionPipeline):
         content = payload.decode(data, parameters, header.height, header.width)
         longest = self.tokenizer.model_max_length - 2
         if len(content.ids) > longest or any(number >= len(self.tokenizer) for number in content.ids):
-            raise Corrupt(
-                "the file's prompt has tokens that the tokenizer does not have, or too many; fetch or encode the file again"
-            )
+            raise Corrupt("the file's prompt has tokens that the tokenizer does not have, or too many; fetch it again")
         return content
 
     def paint(self, header: Header, parameters: Parameters, content: Content, painting: Painting, watch: Watch = None) -> Tensor:
@@ -244,6 +244,7 @@ class TextSketchPipeline(LatentCodecMixin, DiffusionPipeline):
             x_0 = self.encode_picture(self.pad(enlarged(colours, *size).clamp(-1, 1))[None])
             x_t = alpha * x_0 + sigma * x_t.to(x_0.device)
         walk = solvers.solve(x_t.to(self._execution_device), start, painting.num_inference_steps, noise, self.scheduler)
+        walk = dial(walk, painting.realism, noise)
         seen = conditioning_of(self, sketch, colours, size, painting)
         x_0 = self.run([walk], [content.ids], painting.guidance_scale, watch, extra_conditioning=seen)[0]
         x = images.crop(self.decode_latent(x_0)[0], *size).cpu()

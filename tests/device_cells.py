@@ -31,6 +31,8 @@ CELLS = {
     "relic": ("relic", "epsilon", {"max_bytes": 100, "entropy_model": "adaptive"}, FEW | {"realism": 0.5}),
     "relic, hyperprior": ("relic", "v_prediction", {"max_bytes": 100}, FEW),
     "perco": ("perco", "epsilon", {"prompt": "a house"}, FEW | {"num_images": 2}),
+    "text-sketch": ("text-sketch", "epsilon", {"prompt": "a house", "threshold": 0.1}, FEW | {"guidance_scale": 2.0}),
+    "text-sketch, colours": ("text-sketch", "v_prediction", {}, FEW),
     "refine, jpeg": ("refine", "epsilon", {"fidelity": 0.1}, FEW | {"realism": 0.5}),
     "refine, webp": ("refine", "v_prediction", {"max_bytes": 250, "base": "webp"}, FEW),
     "uqdm": ("uqdm", "epsilon", {"num_coding_steps": 2}, {"reconstruction": "denoised"}),

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from test_perco import make as perco
 
-from diffusers_compress import DiffCPipeline, RelicPipeline
+from diffusers_compress import DiffCPipeline, RelicPipeline, inversion
+from diffusers_compress.codecs import describe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -119,6 +120,20 @@ def test_captions(run, pictures, tmp_path, tiny_sd_folder):
     sizes = [int(line.split()[0]) for line in lines]
     assert sizes[0] < sizes[1] and lines[1].endswith(": two houses")
     assert Image.open(tmp_path / "captions.png").size == (3 * 96 + 2 * 8, 64)
+
+
+def test_invert_prompt(run, pictures, tmp_path, tiny_sd_folder, monkeypatch):
+    """The inversion itself is in test_text_sketch.py; CLIP's ids are more than the tiny model's."""
+    import open_clip
+
+    vision = {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    (tmp_path / "clip_small.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(tmp_path)
+    monkeypatch.setattr(inversion, "invert", lambda *given: ([1, 2], [0.5]))
+    arguments = ["--model", tiny_sd_folder, "--clip", "clip_small", "--candidates", 1, "--device", "cpu"]
+    assert " bytes, " in run("invert_prompt.py", pictures / "0.png", tmp_path / "a.dfc", *arguments)
+    assert describe((tmp_path / "a.dfc").read_bytes())["prompt"].startswith("tokens")
 
 
 def test_every_example_is_run():

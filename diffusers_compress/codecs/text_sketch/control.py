@@ -21,6 +21,7 @@ class Painting:
     controlnet_conditioning_scale: float
     control_guidance_end: float
     strength: float
+    realism: float = 1.0
 
     def __post_init__(self):
         if not 0 < self.strength <= 1:
