@@ -1,6 +1,7 @@
 """Text+Sketch: what a file says, what the ControlNet sees of it, rates, candidates; prompts found by inversion."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetP
 from golden import make
 from PIL import Image
 
-from diffusers_compress import TextSketchPipeline, WrongModel, captions, codecs, inversion
+from diffusers_compress import TextSketchPipeline, WrongModel, captions, codecs, embedded_model, inversion
 from diffusers_compress.codecs.text_sketch import control, similarity
 from diffusers_compress.codecs.text_sketch.format import IDS, WORDS, Parameters, grid_shape, read_file
 from diffusers_compress.errors import Corrupt
@@ -379,3 +380,20 @@ def test_a_file_of_another_codecs_number_is_not_read(pipe, photo):
     other = container.Header(1, header.width, header.height, header.fingerprint, b"")
     with pytest.raises(WrongModel, match="TextSketch"):
         read_file(container.pack(other, b""))
+
+
+# ------------------------------------------------------------------------------------------------------------ the embedded model
+
+
+def test_the_embedded_controlnet_paints_along_the_lines():
+    """Gradients of the decoded picture are steeper at the file's lines than at the same lines mirrored. It takes at most 6 MB."""
+    folder = Path(embedded_model("text-sketch"))
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 6_000_000
+    pipe = TextSketchPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    picture = Image.open(folder.parent / "coffee.jpg").convert("RGB").resize((256, 192))
+    data = pipe.compress(picture, sketch_size=64).bitstreams[0]
+    image = pipe.decompress(data, num_inference_steps=6).images[0].resize((64, 48), Image.Resampling.BOX)
+    steep = np.hypot(*np.gradient(np.asarray(image.convert("L"), dtype=float)))
+    lines = content(pipe, data).sketch > 0
+    assert steep[lines].mean() > 1.1 * steep[lines[:, ::-1]].mean()
