@@ -28,6 +28,7 @@ from scipy.interpolate import PchipInterpolator
 from diffusers_compress import DiffCPipeline, contract, embedded_model, images
 from diffusers_compress.codecs.diffc import format as diffc_format
 from diffusers_compress.codecs.diffc import loop
+from diffusers_compress.codecs.diffc.ends import Planned
 from diffusers_compress.codecs.diffc.rate import overhead
 from diffusers_compress.coding import index_payload, randomness
 from diffusers_compress.coding.channels import poisson
@@ -88,11 +89,14 @@ class PublishedSender:
     def goes_on(self, t, step):
         return step + 1 < len(self.timesteps) and not self.enough()
 
-    def plan(self, t, x_0_hat, error):
-        s = self.timesteps[len(self.messages) + 1]
-        budget = round(float(equations.kl_bits(self.x_0, x_0_hat, self.noise.snr[t], self.noise.snr[s])))
-        self.budgets.append(budget)
-        return s, budget, float(self.noise.snr[s] - self.noise.snr[t]) ** 0.5 * (self.x_0 - x_0_hat).flatten()
+    @staticmethod
+    def plan(channel, senders, ts, x_0_hat, error, limits):
+        (sender,), (t,) = senders, ts
+        s = sender.timesteps[len(sender.messages) + 1]
+        budget = round(float(equations.kl_bits(sender.x_0, x_0_hat, sender.noise.snr[t], sender.noise.snr[s])))
+        sender.budgets.append(budget)
+        shift = float(sender.noise.snr[s] - sender.noise.snr[t]) ** 0.5 * (sender.x_0 - x_0_hat).flatten()
+        return [Planned(s, budget, shift, torch.zeros_like(shift))]
 
     @staticmethod
     def transmit(channel, shifts, v, rank, budget, step):

@@ -42,13 +42,16 @@ def fingerprint(modules: Mapping[str, nn.Module], config: Mapping, fused: bool =
         ValueError: for weights that have no values here or that cannot be read, for a network whose output depends on more than a file
             says, and for `config` with other values.
     """
-    digest = hashlib.blake2b(_json(dict(config)), digest_size=4)
+    digest, networks, samples = hashlib.blake2b(_json(dict(config)), digest_size=4), [], []
     for component, module in sorted(modules.items()):
-        digest.update(_json([component, *_free_u(module)]))
         weights = list(_weights(component, module, fused))
-        samples = _samples([tensor for tensor, _ in weights])
+        networks.append((component, module, [facts for _, facts in weights]))
+        samples += _samples([tensor for tensor, _ in weights])
+    found = iter(_bytes(samples))
+    for component, module, weights in networks:
+        digest.update(_json([component, *_free_u(module)]))
         # A set: tied weights stand in the state dictionary once or twice, as the library pleases.
-        each = {hashlib.blake2b(_json(facts) + signs, digest_size=16).digest() for (_, facts), signs in zip(weights, samples)}
+        each = {hashlib.blake2b(_json(facts) + next(found), digest_size=16).digest() for facts in weights}
         digest.update(b"".join(sorted(each)))
     return digest.digest()
 
@@ -145,10 +148,10 @@ def _free_u(module: nn.Module) -> list[float]:
 # ------------------------------------------------------------------------------------------------------------------- bytes
 
 
-def _samples(tensors: list[Tensor]) -> list[bytes]:
-    """Of each tensor the elements 0, s, 2s, ... with the smallest odd s that leaves at most 16,384: sign bits of a floating-point
-    type, raw little-endian elements of any other. One copy to the CPU for all tensors of a type and device."""
-    groups, found = {}, [b""] * len(tensors)
+def _samples(tensors: list[Tensor]) -> list[Tensor]:
+    """Of each tensor the elements 0, s, 2s, ... with the smallest odd s that leaves at most 16,384: whether the sign bit of a
+    floating-point type is set, elements of any other as they are."""
+    groups, found = {}, [torch.empty(0)] * len(tensors)
     for i, tensor in enumerate(tensors):
         stride = -(-tensor.numel() // SAMPLES) | 1  # odd: an even one would meet the same columns of a matrix again and again
         groups.setdefault((tensor.device, tensor.dtype), []).append((i, tensor.reshape(-1)[::stride]))
@@ -157,10 +160,23 @@ def _samples(tensors: list[Tensor]) -> list[bytes]:
         if dtype.is_floating_point:
             # the sign bit, whatever the processor does to subnormal numbers
             together = together.view(INTEGERS[dtype.itemsize]) < 0
-        elements = together.cpu().numpy()
-        ends = np.cumsum([len(sample) for _, sample in group])
-        for (i, _), own in zip(group, np.split(elements, ends)):
-            found[i] = (np.packbits(own) if dtype.is_floating_point else own.astype(own.dtype.newbyteorder("<"))).tobytes()
+        for (i, _), own in zip(group, together.split([sample.numel() for _, sample in group])):
+            found[i] = own
+    return found
+
+
+def _bytes(samples: list[Tensor]) -> list[bytes]:
+    """Signs packed, eight to a byte, and other elements little-endian. One copy to the CPU for all tensors of a device."""
+    found = [b""] * len(samples)
+    for device in {sample.device for sample in samples}:
+        own = [i for i, sample in enumerate(samples) if sample.device == device]
+        raw = [samples[i].view(torch.uint8) for i in own]
+        copied = torch.cat(raw).cpu()
+        for i, elements in zip(own, copied.split([part.numel() for part in raw])):
+            elements = elements.view(samples[i].dtype).numpy()
+            found[i] = (
+                np.packbits(elements) if elements.dtype == bool else elements.astype(elements.dtype.newbyteorder("<"))
+            ).tobytes()
     return found
 
 

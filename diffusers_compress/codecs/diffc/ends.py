@@ -1,7 +1,10 @@
 """The two ends of a DiffC file, a sender and a receiver for each picture. `loop` walks with either."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +17,20 @@ from diffusers_compress.codecs.diffc.timesteps import timesteps_of
 from diffusers_compress.coding import dct
 from diffusers_compress.coding.channels import channel_of
 from diffusers_compress.coding.channels.trellis import Trellis
+from diffusers_compress.coding.devices import double
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.format import container
 
 Channel = Trellis | ModuleType
+
+
+class Planned(NamedTuple):
+    """A step: the timestep where it ends, its budget, what is sent, and the variance v [n] that both ends expect beyond the noise's."""
+
+    s: int
+    budget: int
+    sent: Any  # the shift [n] at the sender's end, the message at the receiver's
+    v: Tensor
 
 
 class Sender:
@@ -30,22 +43,42 @@ class Sender:
     def goes_on(self, t: int, step: int) -> bool:
         return self.rate.goes_on(t, step)
 
-    def plan(self, t: int, x_0_hat: Tensor, error: Tensor, limit: int | None = None) -> tuple[int, int, Tensor] | None:
-        """(s, budget, shift [n]) of the next step, its budget no more than `limit`, or None if nothing more fits.
+    @staticmethod
+    def plan(
+        channel: Channel,
+        senders: Sequence["Sender"],
+        ts: Sequence[int],
+        x_0_hat: Tensor,
+        error: Tensor,
+        limits: Sequence[int | None],
+    ) -> list[Planned | None]:
+        """The next step of each picture from its timestep, its budget no more than its limit, or None if nothing more fits.
 
         y ~ N(m, I) is sent with the shift m = (mu_q - mu_p) / std = sqrt(snr_s - snr_t) (x_0 - x_0_hat). Theis et al. 2022
+        x_0_hat: [B, C, h, w], error: [B, n].
         """
-        difference = coefficients_of(self.channel, self.x_0 - x_0_hat).flatten()
+        difference = coefficients_of(channel, torch.cat([sender.x_0 for sender in senders]) - x_0_hat).flatten(1)
+        most = [max(0, sender.rate.next_budget(limit)) for sender, limit in zip(senders, limits)]
+        v = excess(channel, error, most)
+        gains = reference.snr_gain(difference.square(), v, useful_bits(channel, most, v)).tolist()
 
-        def snr_gain(budget):
-            v = excess(self.channel, error[None], budget)[0]
-            return reference.snr_gain(difference.square(), v, self.channel.kl(budget)).item()
+        def snr_gain(i, budget):
+            if budget == most[i]:
+                return gains[i]
+            # At its end a file tries many budgets: on the CPU, where nothing has to be waited for
+            own, squared_error = error[i : i + 1].cpu(), difference[i : i + 1].square().cpu()
+            return reference.snr_gain(squared_error, excess(channel, own, [budget]), channel.kl(budget)).item()
 
-        step = self.rate.next_step(t, snr_gain, limit)
-        if step is None:
-            return None
-        s, budget = step
-        return s, budget, float(self.rate.noise.snr[s] - self.rate.noise.snr[t]) ** 0.5 * difference
+        steps = [
+            sender.rate.next_step(t, partial(snr_gain, i), limit) for i, (sender, t, limit) in enumerate(zip(senders, ts, limits))
+        ]
+        budgets = [step[1] if step else 0 for step in steps]
+        v = v if budgets == most else excess(channel, error, budgets)
+        snr = senders[0].rate.noise.snr
+        return [
+            step and Planned(*step, float(snr[step[0]] - snr[t]) ** 0.5 * own, own_v)
+            for step, t, own, own_v in zip(steps, ts, difference, v)
+        ]
 
     @staticmethod
     def transmit(channel: Channel, shifts: list, v: Tensor, rank: Tensor, budget: int, step: int) -> tuple[list, Tensor]:
@@ -79,10 +112,17 @@ class Receiver:
     def goes_on(self, t: int, step: int) -> bool:
         return step < len(self.sent)
 
-    def plan(self, t: int, x_0_hat: Tensor, error: Tensor) -> tuple[int, int, np.ndarray]:
-        """(s, budget, message) of the next step."""
-        step = len(self.messages)
-        return self.timesteps[step + 1], self.budgets[step], self.sent[step]
+    @staticmethod
+    def plan(
+        channel: Channel, receivers: Sequence["Receiver"], ts: Sequence[int], x_0_hat: Tensor, error: Tensor, limits: Sequence
+    ) -> list[Planned]:
+        """The next step of each picture, as its file says."""
+        files = [(receiver, len(receiver.messages)) for receiver in receivers]
+        budgets = [receiver.budgets[step] for receiver, step in files]
+        return [
+            Planned(receiver.timesteps[step + 1], budget, receiver.sent[step], own)
+            for (receiver, step), budget, own in zip(files, budgets, excess(channel, error, budgets))
+        ]
 
     @staticmethod
     def transmit(channel: Channel, messages: list, v: Tensor, rank: Tensor, budget: int, step: int) -> tuple[list, Tensor]:
@@ -98,9 +138,15 @@ def from_coefficients(channel: Channel, coefficients: Tensor) -> Tensor:
     return dct.inverse(coefficients) if channel.wide else coefficients
 
 
-def excess(channel: Channel, error: Tensor, budget: int) -> Tensor:
-    """What the reference expects beyond the noise's own variance: v [B, n], from the error's shape [B, n] and the budget."""
-    return reference.excess(error, channel.kl(budget)) if channel.wide else torch.zeros_like(error)
+def excess(channel: Channel, error: Tensor, budgets: list[int]) -> Tensor:
+    """What the reference expects beyond the noise's own variance: v [B, n], from the error's shape [B, n] and the budgets [B]."""
+    return reference.excess(error, useful_bits(channel, budgets, error)) if channel.wide else torch.zeros_like(error)
+
+
+def useful_bits(channel: Channel, budgets: list[int], like: Tensor) -> Tensor | float:
+    """Of each budget, for a computation with `like`; a plain number if they are the same."""
+    bits = [channel.kl(budget) for budget in budgets]
+    return bits[0] if len(set(bits)) == 1 else torch.tensor(bits, dtype=torch.float64, device=double(like[:0]).device)
 
 
 def drift_of(x_t: Tensor, file: File) -> float | None:

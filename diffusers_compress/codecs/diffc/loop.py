@@ -1,7 +1,7 @@
 """The coding loop of DiffC, written once for both ends of a file (Theis et al. 2022, algorithm 1).
 
-`walk` is the loop of one picture. Like the walks of `solvers` it is a generator: what it yields are requests, `Denoise` and `Transmit`,
-which `reverse` answers for all pictures of a batch that wait for the same.
+`walk` is the loop of one picture. Like the walks of `solvers` it is a generator: what it yields are requests, `Denoise`, `Plan` and
+`Transmit`, which `reverse` answers for all pictures of a batch that wait for the same.
 """
 
 from collections.abc import Callable, Generator
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffusers_compress.codecs.diffc.ends import Channel, Receiver, Sender, excess, from_coefficients
+from diffusers_compress.codecs.diffc.ends import Channel, Receiver, Sender, from_coefficients
+from diffusers_compress.codecs.diffc.format import MAX_STEPS
 from diffusers_compress.diffusion import equations, solvers
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 
@@ -26,13 +27,27 @@ class Denoise(NamedTuple):
         return -1, 0  # after all transmissions, so that all pictures share a network call
 
 
+class Plan(NamedTuple):
+    """Asks an end for its next step from t; None if nothing more fits. limit: what its budget must not exceed."""
+
+    end: Sender | Receiver
+    t: int
+    x_0_hat: Tensor
+    error: Tensor
+    limit: int | None = None
+
+    @property
+    def batch(self) -> tuple[int, int]:
+        return MAX_STEPS, 0  # before all transmissions, so that all pictures are planned at once
+
+
 class Transmit(NamedTuple):
     """Asks for a step's message, and for y [n] with the variance 1 and the shift that was sent."""
 
     step: int
     budget: int
     sent: Any  # the shift at the sender's end, the message at the receiver's
-    error: Tensor
+    v: Tensor
     rank: Tensor
 
     @property
@@ -53,11 +68,11 @@ def one_step(
 ) -> Generator[NamedTuple, Any, Taken | None]:
     """The step from t, with what `Denoise` says of x_t; None if nothing more fits. limit: what its budget must not exceed."""
     x_0_hat, error, rank = known
-    plan = end.plan(t, x_0_hat, error, *limit)
-    if plan is None:
+    planned = yield Plan(end, t, x_0_hat, error, *limit)
+    if planned is None:
         return None
-    s, budget, sent = plan
-    message, y = yield Transmit(step, budget, sent, error, rank)
+    s, budget, sent, v = planned
+    message, y = yield Transmit(step, budget, sent, v, rank)
     mu_p, std = equations.posterior(x_t, x_0_hat, *noise.level(t), *noise.level(s))
     return Taken(message, mu_p + std * from_coefficients(channel, y.view_as(mu_p)), s)
 
@@ -101,14 +116,18 @@ def reverse(
         error, rank = error_variance(x_t, torch.cat(x_0_hat), ts)
         return zip(x_0_hat, error.flatten(1), rank.flatten(1))
 
+    def plan(requests):
+        own, ts, x_0_hat, error, limits = zip(*requests)
+        return ends[0].plan(channel, own, ts, torch.cat(x_0_hat), torch.stack(error), limits)
+
     def transmit(requests):
         step, budget, *_ = requests[0]
-        sent, error, rank = zip(*[request[2:] for request in requests])
-        v = excess(channel, torch.stack(error), budget)
-        return zip(*ends[0].transmit(channel, list(sent), v, torch.stack(rank), budget, step))
+        sent, v, rank = zip(*[request[2:] for request in requests])
+        return zip(*ends[0].transmit(channel, list(sent), torch.stack(v), torch.stack(rank), budget, step))
 
     def answer(requests, active):
-        return denoise(requests, active) if isinstance(requests[0], Denoise) else transmit(requests)
+        kind = type(requests[0])
+        return denoise(requests, active) if kind is Denoise else plan(requests) if kind is Plan else transmit(requests)
 
     walks = [walk(noise, channel, x, end) for x, end in zip(x_t.split(1), ends)]
     return solvers.together(walks, answer, key=lambda request: request.batch)

@@ -45,14 +45,17 @@ class RateControl:
         full = 0 < step and self.parameters.last < self.parameters.budget
         return t > self.stop_t and step < self.max_steps and not full
 
+    def next_budget(self, limit: int | None = None) -> int:
+        """The most bits that the next step may have, as far as one knows before its stride; -1 if there is no room for it."""
+        budget = self.affordable(self.parameters.strides[-1] if self.parameters.strides else STRIDE_UNIT)
+        return budget if limit is None else min(budget, limit)
+
     def next_step(self, t: int, snr_gain: Callable[[int], float], limit: int | None = None) -> tuple[int, int] | None:
         """(s, budget) of the step from t, or None if nothing more fits.
 
         snr_gain(budget): snr_s - snr_t that a budget pays for. limit: what the budget must not exceed.
         """
-        strides = self.parameters.strides
-        budget = self.affordable(strides[-1] if strides else STRIDE_UNIT)
-        budget = budget if limit is None else min(budget, limit)
+        strides, budget = self.parameters.strides, self.next_budget(limit)
         stride = self.stride_to(float(self.noise.snr[t]) + snr_gain(budget)) if budget > 0 else 1
         if next_timestep(self.noise, t, [*strides, stride]) <= self.stop_t:
             stride = self.stride_within(t, stride)

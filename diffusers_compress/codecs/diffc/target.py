@@ -15,7 +15,7 @@ from diffusers_compress.codecs.diffc import rate
 from diffusers_compress.codecs.diffc.ends import Channel, Sender
 from diffusers_compress.codecs.diffc.finish import Finish, finished
 from diffusers_compress.codecs.diffc.format import Parameters
-from diffusers_compress.codecs.diffc.loop import Denoise, Taken, one_step
+from diffusers_compress.codecs.diffc.loop import Denoise, Plan, Taken, one_step
 from diffusers_compress.codecs.diffc.rate import RateControl
 from diffusers_compress.coding import randomness
 from diffusers_compress.diffusion.schedule import NoiseSchedule
@@ -120,6 +120,6 @@ def shortened(
     except StopIteration as stop:
         limit = round(stop.value)
     end.rate.take_back()
-    end.plan(t, x_0_hat, error, limit)  # the parameters are those of this step again
+    yield Plan(end, t, x_0_hat, error, limit)  # the parameters are those of this step again
     parameters.check = check
     return tried[limit]
