@@ -331,6 +331,38 @@ def check_rows(count=2000, n=4096):
     return rows
 
 
+def exchange_rows(ends=("float32", "float16", "bfloat16"), side=128):
+    """Of every codec, with its embedded model, a file made with each type of weights and decoded with each: PSNR in dB of the picture to
+    that of a decoder of the sender's own type, or the error. An end may name its device too: "float16 cuda"."""
+    import numpy as np
+    import torch
+
+    from diffusers_compress import images
+    from diffusers_compress.cli.demo import demo_photo
+
+    picture, rows = images.open_image(demo_photo()).convert("RGB").crop((100, 20, 100 + side, 20 + side)), []
+    for codec in CODECS.values():
+        pipes = {}
+        for end in ends:
+            dtype, _, device = end.partition(" ")
+            pipe = codec.pipeline_class().from_pretrained(codec.embedded_model(), dtype=getattr(torch, dtype))
+            pipe.set_progress_bar_config(disable=True)
+            pipes[end] = pipe.to(device or "cpu")
+
+        def decoded(data, end, pipes=pipes):
+            try:
+                return np.asarray(pipes[end].decompress(data, num_inference_steps=4).images[0], dtype=float)
+            except BitstreamError as error:
+                return type(error).__name__
+
+        for sender in ends:
+            data = pipes[sender].compress(picture, **({"target_bpp": 1.0} if codec.rate == "required" else {})).bitstreams[0]
+            pictures = {end: decoded(data, end) for end in ends}
+            told = [found if isinstance(found, str) else f"{psnr(pictures[sender], found):.1f}" for found in pictures.values()]
+            rows.append([codec.name, sender, *told])
+    return rows
+
+
 # ---------------------------------------------------------------------------------------------------------------- awkward inputs
 
 FAR = 3  # of 255 levels: a mean colour that is further off is wrong
@@ -480,6 +512,7 @@ TABLES = {  # name in the page: what makes it
     "drift": lambda args: table(
         ["codec", "decoded in", "latent, rms", "check says", "picture, dB", "PSNR lost, dB"], alone("drift")
     ),
+    "exchange": lambda args: table(["codec", "made in", *(f"decoded in {end}" for end in args.ends)], exchange_rows(args.ends)),
     "check": lambda args: table(["drift, rms", "estimate, median", "warned"], check_rows()),
 }
 
@@ -504,6 +537,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "ROBUSTNESS.md", help="the page whose tables are made again")
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--ends", nargs="+", default=["float32", "float16", "bfloat16"], help='of "exchange"; or "float16 cuda"')
     parser.add_argument("--container", type=int, default=100_000, help="damaged files that are parsed")
     parser.add_argument("--decode", type=int, default=2_000, help="damaged files of each codec that are decoded")
     parser.add_argument("--part", help="this one alone, as a line of JSON")

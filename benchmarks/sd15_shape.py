@@ -11,12 +11,12 @@ The shape is that of the public configuration: UNet 320/640/1280/1280 with cross
 The files have the sizes that --bpp asks for, and every step its network call, whatever the weights; but random weights predict
 nothing, so the noise levels that the files reach, and the pictures, mean nothing.
 
-Every row is measured in a fresh process, after one untimed round trip of one step. Seconds are those of a whole batch (with several
---repeats, of the median run), the device synchronised at every border of a part. The parts: `vae` (encode_picture, decode_latent),
-`text` (encode_prompt), `network` (predict), `channel` (encode, decode), and the rest, in which are the transforms, the choice of
-the steps and the reading and writing of the file. Calls are the network's, each for all pictures of the batch that are still
-going. Peak memory is the most that the process allocated on the GPU, or on a CPU the process's largest resident set, PyTorch
-itself included.
+Every row is measured in a fresh process, after an untimed round trip: on a GPU the same one, so that all that is timed was compiled before,
+on a CPU one of a single step. Seconds are those of a whole batch (with several --repeats, of the median run), the device synchronised at
+every border of a part. The parts: `vae` (encode_picture, decode_latent), `text` (encode_prompt), `network` (predict), `channel` (encode,
+decode), `fingerprint`, and the rest, in which are the transforms, the choice of the steps and the reading and writing of the file. Calls are
+the network's, each for all pictures of the batch that are still going. Peak memory is the most that the process allocated on the GPU, or on a
+CPU the process's largest resident set, PyTorch itself included.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from diffusers_compress import DiffCPipeline, embedded_model, images
 from diffusers_compress.cli.terminal import quieten_libraries
 from diffusers_compress.coding.channels import CHANNELS, channel_of
 
-PARTS = ("vae", "text", "network", "channel")
+PARTS = ("vae", "text", "network", "channel", "fingerprint")
 COLUMNS = ("size", "pictures", "bpp", "bytes each", "coded steps", "coder", "", "seconds", *PARTS, "rest", "calls", "peak GiB")
 
 
@@ -62,11 +62,12 @@ def parse_args():
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--cpu-time", action="store_true", help="the process's CPU seconds, for a busy machine")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, help="default: 3 on a GPU, 1 on a CPU")
     args = parser.parse_args()
     on_cpu = args.device == "cpu"
     args.dtype = args.dtype or ("float32" if on_cpu else "float16")
     args.reduce = args.reduce or (4 if on_cpu else 1)
+    args.repeats = args.repeats or (1 if on_cpu else 3)
     return args
 
 
@@ -167,6 +168,7 @@ def watch(pipe, channel, now):
     """Let the pipeline count: (seconds, calls) by part from now on."""
     seconds, calls = Counter(), Counter()
     methods = {"encode_picture": "vae", "decode_latent": "vae", "encode_prompt": "text", "predict": "network"}
+    methods["fingerprint"] = "fingerprint"
     for name, part in methods.items():
         setattr(pipe, name, watched(getattr(pipe, name), part, seconds, calls, now))
     coder = channel_of(CHANNELS[channel].number)
@@ -181,7 +183,9 @@ def measure(args, bpp, steps, channel, batch):
     quieten_libraries()
     pipe, photos = load(args), pictures(args, batch)
     options = {"coder": channel, "batch_size": batch}
-    pipe.decompress(pipe.compress(photos, bpp, num_coding_steps=1, **options).bitstreams, num_inference_steps=1, batch_size=batch)
+    first, last = (1, 1) if args.device == "cpu" else (steps, args.decoding_steps)
+    sent = pipe.compress(photos, bpp, num_coding_steps=first, **options).bitstreams
+    pipe.decompress(sent, num_inference_steps=last, batch_size=batch)
     if args.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     now = clock(args)

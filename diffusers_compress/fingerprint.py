@@ -148,10 +148,10 @@ def _free_u(module: nn.Module) -> list[float]:
 # ------------------------------------------------------------------------------------------------------------------- bytes
 
 
-def _samples(tensors: list[Tensor]) -> list[Tensor]:
+def _samples(tensors: list[Tensor]) -> list[tuple[Tensor, torch.dtype]]:
     """Of each tensor the elements 0, s, 2s, ... with the smallest odd s that leaves at most 16,384: whether the sign bit of a
-    floating-point type is set, elements of any other as they are."""
-    groups, found = {}, [torch.empty(0)] * len(tensors)
+    floating-point type is set, elements of any other as they are; and the tensor's type."""
+    groups, found = {}, [(torch.empty(0), tensor.dtype) for tensor in tensors]
     for i, tensor in enumerate(tensors):
         stride = -(-tensor.numel() // SAMPLES) | 1  # odd: an even one would meet the same columns of a matrix again and again
         groups.setdefault((tensor.device, tensor.dtype), []).append((i, tensor.reshape(-1)[::stride]))
@@ -161,22 +161,24 @@ def _samples(tensors: list[Tensor]) -> list[Tensor]:
             # the sign bit, whatever the processor does to subnormal numbers
             together = together.view(INTEGERS[dtype.itemsize]) < 0
         for (i, _), own in zip(group, together.split([sample.numel() for _, sample in group])):
-            found[i] = own
+            found[i] = own, dtype
     return found
 
 
-def _bytes(samples: list[Tensor]) -> list[bytes]:
+def _bytes(samples: list[tuple[Tensor, torch.dtype]]) -> list[bytes]:
     """Signs packed, eight to a byte, and other elements little-endian. One copy to the CPU for all tensors of a device."""
     found = [b""] * len(samples)
-    for device in {sample.device for sample in samples}:
-        own = [i for i, sample in enumerate(samples) if sample.device == device]
-        raw = [samples[i].view(torch.uint8) for i in own]
-        copied = torch.cat(raw).cpu()
-        for i, elements in zip(own, copied.split([part.numel() for part in raw])):
-            elements = elements.view(samples[i].dtype).numpy()
-            found[i] = (
-                np.packbits(elements) if elements.dtype == bool else elements.astype(elements.dtype.newbyteorder("<"))
-            ).tobytes()
+    for device in {sample.device for sample, _ in samples}:
+        own = [i for i, (sample, _) in enumerate(samples) if sample.device == device]
+        raw = [samples[i][0].view(torch.uint8) for i in own]
+        copied = torch.cat(raw).cpu().numpy()
+        for i, elements in zip(own, np.split(copied, np.cumsum([part.numel() for part in raw]))):
+            dtype = samples[i][1]
+            if dtype.is_floating_point:
+                found[i] = np.packbits(elements).tobytes()
+            else:
+                integers = elements.copy().view(torch.empty(0, dtype=dtype).numpy().dtype)
+                found[i] = integers.astype(integers.dtype.newbyteorder("<")).tobytes()
     return found
 
 

@@ -9,6 +9,7 @@ import json
 import sys
 from dataclasses import replace
 
+import accelerate
 import numpy as np
 import simulated_device
 import tiny_models
@@ -40,7 +41,14 @@ CELLS = {
 }
 
 
-def same(pipe, pictures, encoding, decoding):
+def split(pipe):
+    """The autoencoder on the device, the rest on the CPU, as device_map="balanced" has them on two."""
+    for name, module in pipe.components.items():
+        if isinstance(module, torch.nn.Module):
+            accelerate.dispatch_model(module, {"": simulated_device.DEVICE if name == "vae" else "cpu"}, force_hooks=True)
+
+
+def same(pipe, pictures, encoding, decoding, place=lambda pipe: pipe.to(simulated_device.DEVICE)):
     """Whether files and pictures are those of the CPU."""
 
     def coded():
@@ -49,13 +57,16 @@ def same(pipe, pictures, encoding, decoding):
 
     pipe.set_progress_bar_config(disable=True)
     expected = coded()
-    pipe.to(simulated_device.DEVICE)
+    place(pipe)
     return coded() == expected
 
 
 def equal():
     pictures = [make.picture(24, 16)] * 2
     cells = {name: same(make.pipeline(codec, model), pictures, *options) for name, (codec, model, *options) in CELLS.items()}
+    for name in ("diffc", "relic, hyperprior"):
+        codec, model, *options = CELLS[name]
+        cells[f"{name}, on two devices"] = same(make.pipeline(codec, model), pictures, *options, split)
     for family in tiny_models.FAMILIES.keys() - UNSIMULATED:
         pipe = DiffCPipeline.from_pipe(tiny_models.FAMILIES[family](), dtype=torch.float32)
         cells[family] = same(pipe, pictures, {"max_bytes": 100, "num_coding_steps": 3}, FEW)

@@ -6,10 +6,12 @@ import io
 import os
 import random
 import threading
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from batch_tools import ToyPipeline, break_inputs, decode, encode, make_folder, manifest, picture_file, tree
 from PIL import Image
@@ -207,6 +209,22 @@ def test_a_picture_that_the_codec_refuses_does_not_take_its_batch_along(tmp_path
         ("part 0/0002.png", "ValueError: an unlucky picture")
     ]
     assert len(tree(tmp_path / "out")) == 7
+
+
+class SmallMemory(ToyPipeline):
+    """Has room for one picture, and for none while the numbers of an earlier call are there."""
+
+    def compress(self, pictures, batch_size):
+        numbers = np.zeros(1)
+        if getattr(self, "earlier", lambda: None)() is not None or len(pictures) > 1:
+            self.earlier = weakref.ref(numbers)
+            raise MemoryError
+        return super().compress(pictures, batch_size)
+
+
+def test_a_batch_for_which_memory_is_short_is_let_go_before_its_pictures_are_coded_one_by_one(tmp_path):
+    rows = encode(make_folder(tmp_path / "in", 8, [(16, 16)]), tmp_path / "out", pipe := SmallMemory())
+    assert [row["error"] for row in rows] == [None] * 8 and pipe.calls == [1] * 8
 
 
 def test_a_run_in_which_everything_fails_gives_up(tmp_path, monkeypatch):

@@ -1,17 +1,20 @@
 """The evaluation: what a row says is what lies on disk, and a run that was killed ends as if it had not been."""
 
 import csv
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from diffusers_compress import cli, evaluation, images, metrics
@@ -217,6 +220,39 @@ def test_the_caption_beside_a_picture_reaches_the_metric(folder, tmp_path, monke
     rows = evaluate(folder, tmp_path, [Codec("jpeg")], [1.0], ("clip_text",))
     load_metric.cache_clear()
     assert [row["clip_text"] for row in rows] == [len("a small house"), 0, 0]
+
+
+def test_a_metric_with_weights_computes_on_the_device(folder, tmp_path, monkeypatch):
+    load_metric.cache_clear()
+    where = metrics.Metric("device", 0, lambda: lambda x, x_hat, caption: [x.device.type, x_hat.device.type])
+    for name in ("psnr", "dists"):
+        monkeypatch.setitem(metrics.PICTURE_METRICS, name, where)
+    row = evaluate(folder, tmp_path, [Codec("jpeg")], [1.0], ("psnr", "dists"), device="meta")[0]
+    load_metric.cache_clear()
+    assert row["psnr"] == ["cpu", "cpu"] and row["dists"] == ["meta", "meta"]
+
+
+def test_a_picture_for_which_memory_is_short_ends_nothing_and_is_tried_again(folder, tmp_path, monkeypatch):
+    def short(task, *arguments):
+        if task.name == "b.png":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(task, *arguments)
+
+    encode = task.encode
+    for replacement, notes in ((short, ["", "not coded: out of memory", ""]), (encode, [""] * 3)):
+        monkeypatch.setattr(task, "encode", replacement)
+        rows = evaluate(folder, tmp_path, [Codec("jpeg")], [1.0], ("psnr",))
+        assert [row["note"] for row in rows] == notes
+
+
+def test_one_pipeline_is_kept_at_a_time(tiny_sd_folder):
+    first = load_pipeline("diffc", tiny_sd_folder, "cpu", "float32")
+    assert load_pipeline("diffc", tiny_sd_folder, "cpu", "float32", 0.5) is first
+    gone = weakref.ref(first)
+    del first
+    load_pipeline("relic", tiny_sd_folder, "cpu", "float32")
+    gc.collect()
+    assert gone() is None
 
 
 def test_set_figures_compare_all_pictures_of_a_rate(run, folder, monkeypatch):

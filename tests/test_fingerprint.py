@@ -54,6 +54,20 @@ def test_the_hashed_bytes_are_those_of_the_format():
     assert fingerprint({"net": linear}, {"b": 1.5, "a": "v"}) == hashlib.blake2b(hashed, digest_size=4).digest()
 
 
+def test_other_types_count_by_their_little_endian_elements():
+    module = torch.nn.Module()
+    values = {
+        "a": torch.tensor([1, -2, 3], dtype=torch.int8),
+        "b": torch.tensor([True, False, True]),
+        "c": torch.tensor([-1, 258]),
+    }
+    for name, value in values.items():
+        module.register_buffer(name, value)
+    hashed = b"[[3]]\x01\xfe\x03", b"[[3]]\x01\x00\x01", b"[[2]]" + b"\xff" * 8 + b"\x02\x01" + bytes(6)
+    tensors = b"".join(sorted(hashlib.blake2b(one, digest_size=16).digest() for one in hashed))
+    assert fingerprint({"net": module}, {}) == hashlib.blake2b(b'{}["net"]' + tensors, digest_size=4).digest()
+
+
 def test_names_and_tied_weights_do_not_count():
     torch.manual_seed(0)
     first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3, bias=False)
@@ -117,7 +131,7 @@ def test_the_same_when_compiled_or_in_another_memory_format(modules):
     assert fingerprint(channels_last, CONFIG) == wanted
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_same_on_a_gpu(modules, dtype):
     on_gpu = {name: module.cuda().to(dtype) for name, module in cast(modules).items()}

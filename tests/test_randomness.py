@@ -89,7 +89,7 @@ def test_steps_and_streams_differ():
     assert len({tuple(d) for d in drawn}) == 18
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_same_numbers():
     assert torch.equal(normals(10_001, 3, 2, "cuda").cpu(), normals(10_001, 3, 2))
     assert torch.equal(permutation(100_000, 2, "cuda").cpu(), permutation(100_000, 2))

@@ -55,6 +55,8 @@ def attempt(function: Callable, *arguments) -> Any:
     try:
         return function(*arguments)
     except Exception as error:  # noqa: BLE001
+        # Tracebacks hold all that the call had in memory, which a smaller batch may need.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         return error
 
 

@@ -24,7 +24,8 @@ def synchronize():
 
 @contextmanager
 def stopwatch(pipe=None) -> Iterator[dict]:
-    """Wall seconds of the block, those of them inside the denoiser and the autoencoder, the denoiser's calls, peak memory."""
+    """Wall seconds of the block, those of them inside the denoiser and the autoencoder, the denoiser's calls, peak memory: of the GPU,
+    if the pipeline is on one, else of this process."""
     figures: dict[str, Any] = {"seconds": 0.0, "denoiser_seconds": 0.0, "autoencoder_seconds": 0.0, "calls": 0, "peak_mib": None}
     denoiser, vae = getattr(pipe, "denoiser", None), getattr(pipe, "vae", None)
     parts = [("denoiser", denoiser)] if denoiser is not None else []
@@ -43,7 +44,8 @@ def stopwatch(pipe=None) -> Iterator[dict]:
 
     for name, module in parts:
         hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(partial(leave, name))]
-    has_peak = reset_peak_memory()
+    device = getattr(pipe, "_execution_device", torch.device("cpu"))
+    has_peak = reset_peak_memory(device)
     synchronize()
     start = time.perf_counter()
     try:
@@ -51,15 +53,15 @@ def stopwatch(pipe=None) -> Iterator[dict]:
     finally:
         synchronize()
         figures["seconds"] = time.perf_counter() - start
-        figures["peak_mib"] = peak_memory() if has_peak else None
+        figures["peak_mib"] = peak_memory(device) if has_peak else None
         for hook in hooks:
             hook.remove()
 
 
-def reset_peak_memory() -> bool:
+def reset_peak_memory(device: torch.device) -> bool:
     """Start counting anew, if the device or the system can."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux
@@ -68,8 +70,8 @@ def reset_peak_memory() -> bool:
     return True
 
 
-def peak_memory() -> float:
+def peak_memory(device: torch.device) -> float:
     """MiB at most since the reset: allocated on the GPU, or resident of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 2**10

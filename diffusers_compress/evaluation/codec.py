@@ -3,8 +3,8 @@
 import re
 from ast import literal_eval
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -76,14 +76,16 @@ def plain_value(text: str):
         return text
 
 
+_LOADED: dict[tuple, Any] = {}  # one pipeline at a time: a device may not hold two
+
+
 def load_pipeline(name: str, model: str, device: str, dtype: str, target_bpp: float | None = None):
-    """One of our pipelines on its device, silent, once a process. `target_bpp`: where a model folder has several rates."""
-    return _load_pipeline(name, model, device, dtype, target_bpp if CODECS[name].presets else None)
-
-
-@cache
-def _load_pipeline(name: str, model: str, device: str, dtype: str, preset: float | None):
-    options = {} if preset is None else {"preset": preset}
-    pipe = CODECS[name].pipeline_class().from_pretrained(model, dtype=getattr(torch, dtype), **options).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    """One of our pipelines on its device, silent, until another one is asked for. `target_bpp`: where a model folder has several rates."""
+    options = {"preset": target_bpp} if CODECS[name].presets and target_bpp is not None else {}
+    key = name, model, device, dtype, *options.values()
+    if key not in _LOADED:
+        _LOADED.clear()
+        pipe = CODECS[name].pipeline_class().from_pretrained(model, dtype=getattr(torch, dtype), **options).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        _LOADED[key] = pipe
+    return _LOADED[key]

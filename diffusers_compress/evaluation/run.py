@@ -16,7 +16,7 @@ from diffusers_compress.evaluation.baselines import read
 from diffusers_compress.evaluation.codec import Codec
 from diffusers_compress.evaluation.rows import read_rows
 from diffusers_compress.evaluation.state import software
-from diffusers_compress.evaluation.task import Task, open_original, run_task, unavailable
+from diffusers_compress.evaluation.task import NO_MEMORY, Task, open_original, run_task, unavailable
 from diffusers_compress.files import find_files, write_file
 from diffusers_compress.metrics import distortion
 
@@ -118,7 +118,7 @@ def finished(task: Task, row: dict | None) -> bool:
     if row is None or row["state"] != task.state:
         return False
     if "bytes" not in row:
-        return True
+        return row["note"] != NO_MEMORY
     path = task.out / row["file"]
     return all(name in row for name in task.metrics) and path.exists() and path.stat().st_size == row["bytes"]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from diffusers_compress import images, metrics
@@ -20,6 +21,8 @@ from diffusers_compress.files import open_regular, read_text, write_file
 from diffusers_compress.format import container
 from diffusers_compress.metrics import distortion
 
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+NO_MEMORY = "not coded: out of memory"  # the note of a row that the next run tries again
 TARGETS = {"target_psnr", "target_metric"}  # options of a codec that decide the rate in place of the report's
 
 
@@ -72,6 +75,13 @@ def open_original(path: Path) -> Image.Image:
 def run_task(task: Task) -> list[dict]:
     """The rows of a task, in the order of its codecs."""
     image = open_original(task.picture)
+    try:
+        return coded(task, image)
+    except OUT_OF_MEMORY:  # this picture may be the largest: the run goes on
+        return [{**identity(task, codec, image), "note": NO_MEMORY} for codec in task.codecs]
+
+
+def coded(task: Task, image: Image.Image) -> list[dict]:
     path = task.path("files", task.codecs[0].encoding, task.codecs[0].suffix)
     try:
         encoded = encode(task, task.codecs[0], image, path)
@@ -138,7 +148,8 @@ def measure(task: Task, codec: Codec, image: Image.Image, path: Path) -> dict:
     x, x_hat = distortion.samples(image), distortion.samples(decoded)
     for name in task.metrics:
         try:
-            facts[name] = load_metric(name)(x, x_hat, text)
+            where = "cpu" if name in metrics.WITHOUT_WEIGHTS else task.device
+            facts[name] = load_metric(name)(x.to(where), x_hat.to(where), text)
         except Exception as error:  # noqa: BLE001 - a picture too small for a metric, weights that cannot be had: the run goes on
             facts[name] = None
             notes.append(f"{name} {metrics.reason(error)}")

@@ -1,4 +1,4 @@
-"""Metrics that need weights: LPIPS, DISTS, CLIP score, segmentation, FID and KID."""
+"""Metrics that need weights: LPIPS, DISTS, CLIP score, segmentation, FID and KID. Their networks go where the pictures are."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,14 +17,14 @@ def load_lpips(net: str):
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     metric = LearnedPerceptualImagePatchSimilarity(net_type=net, normalize=True).eval()  # normalize: samples are in [0, 1]
-    return without_caption(lambda x, x_hat: metric(x_hat[None], x[None]).item())
+    return without_caption(lambda x, x_hat: metric.to(x.device)(x_hat[None], x[None]).item())
 
 
 def load_dists():
     from torchmetrics.functional.image.dists import DISTSNetwork
 
     network = DISTSNetwork().eval()  # torchmetrics' own metric makes a new one for every pair
-    return without_caption(lambda x, x_hat: network(x_hat[None], x[None]).item())
+    return without_caption(lambda x, x_hat: network.to(x.device)(x_hat[None], x[None]).item())
 
 
 def load_clip(against_caption: bool):
@@ -38,13 +38,14 @@ def load_clip(against_caption: bool):
     def embed(x):
         from torchvision.transforms.functional import to_pil_image
 
-        return F.normalize(model.encode_image(preprocess(to_pil_image(x))[None]), dim=-1)
+        return F.normalize(model.encode_image(preprocess(to_pil_image(x.cpu()))[None].to(x.device)), dim=-1)
 
     @torch.no_grad()
     def score(x, x_hat, caption):
         if against_caption and not caption:
             raise ValueError("no caption: a text file beside the picture, of its name, would be one")
-        other = F.normalize(model.encode_text(tokenizer([caption])), dim=-1) if against_caption else embed(x)
+        model.to(x.device)
+        other = F.normalize(model.encode_text(tokenizer([caption]).to(x.device)), dim=-1) if against_caption else embed(x)
         return 100 * (embed(x_hat) * other).sum().item()
 
     return score
@@ -59,8 +60,8 @@ def load_mean_iou():
 
     @torch.no_grad()
     def classes(x):
-        inputs = processor(images=(255 * x).round().byte(), return_tensors="pt")
-        outputs = model(**inputs)
+        inputs = processor(images=(255 * x).round().byte().cpu(), return_tensors="pt").to(x.device)
+        outputs = model.to(x.device)(**inputs)
         return processor.post_process_semantic_segmentation(outputs, target_sizes=[x.shape[-2:]])[0]
 
     return without_caption(lambda x, x_hat: mean_iou(classes(x), classes(x_hat)))

@@ -34,8 +34,8 @@ def vgg16_features() -> Callable:
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
     def features(x):
-        maps, y = [x], ((x - mean) / std)[None]
-        for number, layer in enumerate(layers):
+        maps, y = [x], ((x - mean.to(x.device)) / std.to(x.device))[None]
+        for number, layer in enumerate(layers.to(x.device)):
             y = layer(y)
             if number in (3, 8, 15, 22):
                 maps.append(y[0])
@@ -46,7 +46,7 @@ def vgg16_features() -> Callable:
 
 def pool(x: torch.Tensor) -> torch.Tensor:
     """x [C, H, W] low-passed with [1 2 1] / 4 along both sides, at every second sample."""
-    kernel = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype).expand(len(x), 1, 1, 3) / 4
+    kernel = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype, device=x.device).expand(len(x), 1, 1, 3) / 4
     x = F.pad(x[None], (1, 1, 1, 1), mode="replicate")[0]
     return F.conv2d(F.conv2d(x, kernel, stride=(1, 2), groups=len(x)), kernel.mT, stride=(2, 1), groups=len(x))
 
