@@ -82,6 +82,7 @@ def pipes(tiny_sd_folder):
         "perco": perco(tiny_sd_folder),
         "uqdm": make.pipeline("uqdm", "epsilon"),
         "cdc": make.pipeline("cdc", "epsilon"),
+        "text-sketch": make.pipeline("text-sketch", "epsilon"),
         "refine": RefinePipeline.from_pretrained(tiny_sd_folder),
         "embedded": DiffCPipeline.from_pretrained(embedded_model()),
     }
@@ -108,6 +109,7 @@ CASES = {  # name: (pipeline, options of compress, of decompress). A codec's own
     "uqdm, lossless": ("uqdm", {"lossless": True}, {}),
     "refine": ("refine", {"fidelity": 0.2, "prompt": "abc"}, {"num_inference_steps": 2}),
     "cdc": ("cdc", {"max_bytes": 300}, {"num_inference_steps": 2}),
+    "text-sketch": ("text-sketch", {"prompt": "a house", "threshold": 0.1}, {"num_inference_steps": 2}),
 }
 
 
