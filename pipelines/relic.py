@@ -48,7 +48,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         scheduler: gives the noise levels; it must solve the probability-flow ODE, by which `decompress` finishes the picture.
         vae, ..., transformer, force_zeros_for_empty_prompt: as in diffusers' own pipeline of the family, which may lack some.
         hyperprior: a trained entropy model. Without one the adaptive model is used.
-        parameter_network: chooses step widths, shifts and the timestep. Without one they follow from the step width alone.
+        parameter_network: chooses step widths, shifts and the timestep of dithered files. Without one they follow from the step width alone.
         calibration: what was measured of the model; key "latent" holds `calibration.latent_statistics`.
 
     Examples:
