@@ -31,6 +31,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of pictures, every side at least --size pixels")
     parser.add_argument("--output", type=Path, required=True, help="checkpoints, log.jsonl and the finished model go here")
+    parser.add_argument("--start", type=Path, help="model to go on from, of these widths, instead of principal components")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--size", type=int, default=128, help="side of the windows in pixels, a multiple of 64")
     parser.add_argument("--scales", type=float, nargs=2, default=(0.7, 2), help="photos are reduced by a factor between these")
@@ -130,12 +131,18 @@ def start_from_components(context_model, unet, x, betas):
         weight.mul_(0.1)[:, :n_out] = 0
         weight[:n_in, :n_out, 1:3, 1:3] = basis[:n_in, :n_out]
         stage.scale.bias.zero_()
-    # At high rates |x - x_hat|^2 = step^2 / 12 and bpp falls by 3 for each octave of the step: beta = step^2 log(2) / 18
-    for gain, beta in zip(context_model.log2_gain, betas):
-        gain.fill_(-math.log2(math.sqrt(18 * beta / math.log(2))))
+    set_gains(context_model, betas)
     # A logistic distribution has the deviation pi / sqrt(3) times its scale
     log2_scale = (h.std((0, 2, 3)) * math.sqrt(3) / math.pi).log2()
     context_model.hyper_decoder[-1].bias[len(log2_scale) :] = log2_scale + context_model.log2_gain.mean(0)
+
+
+@torch.no_grad()
+def set_gains(context_model, betas):
+    """Move the steps of the lowest and the highest rate to where these prices of a bit want them."""
+    # At high rates |x - x_hat|^2 = step^2 / 12 and bpp falls by 3 for each octave of the step: beta = step^2 log(2) / 18
+    for gain, beta in zip(context_model.log2_gain, betas):
+        gain.add_(-math.log2(math.sqrt(18 * beta / math.log(2))) - gain.mean())
 
 
 def identity(layer):
@@ -166,10 +173,15 @@ def texture(x, x_hat):
 
 def train(accelerator, photos, validation_photos, args):
     scheduler = CDCScheduler()
-    context_model, unet = networks(args)
-    sample = torch.Generator().manual_seed(3)
-    windows = torch.cat([batch_of_photos(photos, args.size, 8, args.scales, sample) for _ in range(32)])
-    start_from_components(context_model, unet, windows, args.betas)
+    if args.start:
+        pipe = CDCPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+        context_model, unet = pipe.context_model.train(), pipe.unet.train()
+        set_gains(context_model, args.betas)
+    else:
+        context_model, unet = networks(args)
+        sample = torch.Generator().manual_seed(3)
+        windows = torch.cat([batch_of_photos(photos, args.size, 8, args.scales, sample) for _ in range(32)])
+        start_from_components(context_model, unet, windows, args.betas)
     model = CDC(context_model, unet).to(memory_format=torch.channels_last)
     options = {"warm_up": args.warm_up, "decay": args.ema, "betas": (0.9, 0.99), "weight_decay": 0.0}
     stage = Stage(accelerator, "cdc", model, args.lr, args.minutes, args, **options)

@@ -67,6 +67,11 @@ def parse_args():
     parser.add_argument(
         "--sketch-steps", type=int, default=0, help="of these, steps that train the hyper-encoder alone, by its estimate"
     )
+    parser.add_argument(
+        "--searched",
+        action="store_true",
+        help="train on the grids that a sender finds by search (it does where the UNet sees an estimate), not on the nearest codes",
+    )
     parser.add_argument("--lr", type=float, default=1e-5, help="of the UNet")
     parser.add_argument("--hyper-lr", type=float, default=1e-5, help="of hyper-encoder and codebook")
     parser.add_argument("--warm-up", type=int, default=10_000, help="steps of linearly growing learning rate")
@@ -102,14 +107,14 @@ def parse_args():
 class Trainee(nn.Module):
     """All that is trained, as one module."""
 
-    def __init__(self, unet, hyper_encoder):
+    def __init__(self, unet, hyper_encoder, searched=False):
         super().__init__()
-        self.unet, self.hyper_encoder = unet, hyper_encoder
+        self.unet, self.hyper_encoder, self.searched = unet, hyper_encoder, searched
 
     def forward(self, x_0, x_t, t, embeds):
         """Latents [B, C, h, w] -> the UNet's output (None without x_t), the loss of the codebook, the error of the estimate."""
         h, w = x_0.shape[-2:]
-        sketch = self.hyper_encoder(x_0)
+        sketch = self.hyper_encoder(x_0, self.searched)
         error = x_0.new_zeros(()) if sketch.estimate is None else F.mse_loss(sketch.estimate.float(), x_0)
         if x_t is None:
             return None, sketch.loss, error
@@ -239,7 +244,7 @@ def train(accelerator, pipe, crops, validation, args):
         pipe.unet.centre_on_estimate()
     if args.start:
         adapter.load_trained(pipe.unet, args.start)
-    trainee = Trainee(pipe.unet, hyper_encoder)
+    trainee = Trainee(pipe.unet, hyper_encoder, args.searched)
     trained = [p for p in trainee.parameters() if p.requires_grad]
     inside = [p for p in trainee.unet.parameters() if p.requires_grad]
     outside = list(trainee.hyper_encoder.parameters())

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from diffusers_compress.codecs.perco.format import PRESETS
+from diffusers_compress.models import hyper_encoder
 from diffusers_compress.models.hyper_encoder import DEAD, HyperEncoder, spread
 
 
@@ -50,6 +51,37 @@ def test_indices_are_those_of_the_nearest_codes(distance):
         distances = (points[..., None, :] - codebook).norm(dim=-1)
     chosen = distances.gather(-1, model.nearest(points.float())[..., None])[..., 0]
     assert (chosen <= distances.min(-1).values + 1e-4).all()  # floats decide between codes that are as near
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_no_other_code_of_a_cell_would_give_a_better_estimate(stride, monkeypatch):
+    """After the search, by trying them all; cells at the border, where the estimate repeats codes, count as if it did not."""
+    monkeypatch.setattr(hyper_encoder, "SEARCH_ROUNDS", 30)
+    model, x_0 = make(stride=stride, estimates_latent=True).eval(), torch.randn(1, 4, 6 * stride, 5 * stride)
+
+    def error(indices):
+        return (model.estimate(model.features(model.codes()[indices]), *x_0.shape[2:]) - x_0).square().sum()
+
+    with torch.no_grad():
+        nearest, found = model.nearest(model.analyse(x_0)), model.encode(x_0)
+        best = error(found)
+        assert best < 0.98 * error(nearest)
+        for i in range(1, 5):
+            for j in range(1, 4):
+                for code in range(16):
+                    other = found.clone()
+                    other[0, i, j] = code
+                    assert error(other) > best - 1e-3
+
+
+def test_codes_learn_from_the_search_what_is_made_of_them():
+    model, x_0 = make(estimates_latent=True).train(), torch.randn(4, 4, 8, 8)
+    out = model(x_0, searched=True)
+    assert torch.equal(out.indices, model.encode(x_0)) and model.usage.sum() == 0
+    (out.estimate - x_0).square().mean().backward(retain_graph=True)
+    assert model.codebook.grad.abs().sum() > 0 and model.project_in.weight.grad is None
+    out.loss.backward()
+    assert model.project_in.weight.grad.abs().sum() > 0  # the backbone learns to guess the indices
 
 
 def test_the_gradient_goes_straight_through():

@@ -127,13 +127,14 @@ def test_what_was_trained_loads_as_adapter_and_whole(train, tmp_path, photo, opt
     assert small.decompress(data, num_inference_steps=1).images[0].size == photo.size
 
 
-def test_it_learns(train, tmp_path):
+@pytest.mark.parametrize("searched", [[], ["--searched"]])
+def test_it_learns(searched, train, tmp_path):
     """On one picture the estimate from the grid gets better, and codes come into use."""
-    rows = train(
-        tmp_path, "--sketch-steps", 40, "--batch", 4, "--validate-every", 40, "--cache", tmp_path / "latents.pt", steps=40
-    )
+    options = ["--sketch-steps", 40, "--batch", 4, "--validate-every", 40, "--cache", tmp_path / "latents.pt", *searched]
+    rows = train(tmp_path, *options, steps=40)
     first, last = (np.mean([row["estimate"] for row in part]) for part in (rows[:5], rows[-5:]))
-    assert last < 0.9 * first and rows[-1]["perplexity"] > 2 and "estimate_held_out" in rows[-1]
+    assert last < 0.9 * first and "estimate_held_out" in rows[-1]
+    assert searched or rows[-1]["perplexity"] > 2
 
 
 def test_captions_and_perceptual_loss_come_in(script, train, tmp_path, pictures, monkeypatch):

@@ -24,6 +24,7 @@ STRIDES = (1, 2, 4, 8)
 DISTANCES = ("euclidean", "cosine")
 COMMITMENT = 0.25  # van den Oord et al. 2017, beta in eq. 3
 USAGE_DECAY = 0.97
+SEARCH_ROUNDS = 4  # of all cells; later ones change next to nothing
 DEAD = 0.03  # of a code's fair share: those used less are revived
 
 
@@ -118,18 +119,27 @@ class HyperEncoder(ModelMixin, ConfigMixin):
         codes = self.codes()
         return (codes.square().sum(-1) - 2 * points @ codes.T).argmin(-1)
 
-    def forward(self, x_0: Tensor) -> HyperEncoderOutput:
-        """Latents [B, C, h, w]; the gradient goes straight through to the backbone. In training, codes out of use are revived."""
+    def forward(self, x_0: Tensor, searched: bool = False) -> HyperEncoderOutput:
+        """Latents [B, C, h, w]; the gradient goes straight through to the backbone. In training, codes out of use are revived.
+
+        `searched`: indices are those that `encode` finds for an estimate. Then the codes learn from what is made of them, as in least
+        squares, and the backbone learns to guess them.
+        """
         points = self.analyse(x_0)
         indices = self.nearest(points)
-        if self.training:
-            self.count(indices, points)
-            indices = self.nearest(points)
-        codes = self.codes()[indices]
-        # van den Oord et al. 2017, eq. 3
-        loss = (points.detach() - codes).square().mean() + COMMITMENT * (points - codes.detach()).square().mean()
-        straight = points + (codes - points).detach()
-        z_hat = self.features(straight)
+        if searched:
+            indices = self.search(x_0, indices)
+            codes = self.codes()[indices]
+            loss, given = COMMITMENT * (points - codes.detach()).square().mean(), codes
+        else:
+            if self.training:
+                self.count(indices, points)
+                indices = self.nearest(points)
+            codes = self.codes()[indices]
+            # van den Oord et al. 2017, eq. 3
+            loss = (points.detach() - codes).square().mean() + COMMITMENT * (points - codes.detach()).square().mean()
+            given = points + (codes - points).detach()
+        z_hat = self.features(given)
         estimate = self.estimate(z_hat, *x_0.shape[-2:]) if self.config.estimates_latent else None
         return HyperEncoderOutput(indices=indices, z_hat=z_hat, loss=loss, estimate=estimate)
 
@@ -148,8 +158,38 @@ class HyperEncoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, x_0: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to indices [B, a, b]."""
-        return self.nearest(self.analyse(x_0))
+        """Latents [B, C, h, w] to indices [B, a, b]: of the nearest codes, or of those that give a better estimate, if there is one."""
+        indices = self.nearest(self.analyse(x_0))
+        return self.search(x_0, indices) if self.config.estimates_latent else indices
+
+    @torch.no_grad()
+    def search(self, x_0: Tensor, indices: Tensor) -> Tensor:
+        """Indices [B, a, b] whose estimate is nearer to latents [B, C, h, w] than that of given ones. The sender's alone.
+
+        The estimate is linear in the codes of a cell and its eight neighbours, so the best code of a cell among given neighbours is
+        known in closed form. Cells take turns, those at once that share no neighbour: iterated conditional modes (Besag 1986).
+        """
+        stride, codes = self.config.stride, self.codes()
+        h, w = x_0.shape[-2:]
+        target = F.pixel_unshuffle(F.pad(x_0.float(), (0, -w % stride, 0, -h % stride), mode="replicate"), stride)
+        to_latent, project_out = self.to_latent[0], self.project_out
+        kernel = torch.einsum("omij,md->odij", to_latent.weight.float(), project_out.weight.float())
+        bias = to_latent.bias.float() + to_latent.weight.float().sum((2, 3)) @ project_out.bias.float()
+
+        def remainder():
+            return target - F.conv2d(F.pad(codes[indices].movedim(-1, 1), (1, 1, 1, 1), mode="replicate"), kernel, bias)
+
+        # |r - K (code - current)|^2 = code' G code - 2 code' (K' r + G current) + what no code changes, with G = K' K
+        gram = torch.einsum("odij,oeij->de", kernel, kernel)
+        energy = torch.einsum("kd,de,ke->k", codes, gram, codes)
+        indices = indices.clone()
+        for _ in range(SEARCH_ROUNDS):
+            for top in range(3):
+                for left in range(3):
+                    turn = (slice(None), slice(top, None, 3), slice(left, None, 3))
+                    pull = F.conv_transpose2d(remainder(), kernel, padding=1).movedim(1, -1)[turn]
+                    indices[turn] = (energy - 2 * (pull + codes[indices[turn]] @ gram) @ codes.T).argmin(-1)
+        return indices
 
     @apply_forward_hook
     def decode(self, indices: Tensor, h: int, w: int) -> Tensor:
