@@ -55,8 +55,10 @@ def test_indices_are_those_of_the_nearest_codes(distance):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_no_other_code_of_a_cell_would_give_a_better_estimate(stride, monkeypatch):
-    """After the search, by trying them all; cells at the border, where the estimate repeats codes, count as if it did not."""
+    """After a search where bits cost nothing, by trying them all; cells at the border, where the estimate repeats codes, count as if
+    it did not."""
     monkeypatch.setattr(hyper_encoder, "SEARCH_ROUNDS", 30)
+    monkeypatch.setattr(HyperEncoder, "bits", lambda self, indices: torch.zeros(1, 16))
     model, x_0 = make(stride=stride, estimates_latent=True).eval(), torch.randn(1, 4, 6 * stride, 5 * stride)
 
     def error(indices):
@@ -72,6 +74,18 @@ def test_no_other_code_of_a_cell_would_give_a_better_estimate(stride, monkeypatc
                     other = found.clone()
                     other[0, i, j] = code
                     assert error(other) > best - 1e-3
+
+
+def test_the_search_spares_codes_that_are_rare_in_a_picture():
+    model, x_0 = make(estimates_latent=True).eval(), torch.randn(1, 4, 48, 48)
+
+    def entropy(indices):
+        share = torch.bincount(indices.flatten(), minlength=16) / indices.numel()
+        return float(torch.special.entr(share).sum())
+
+    priced, bits = model.encode(x_0), model.bits
+    model.bits = lambda indices: 0 * bits(indices)
+    assert entropy(priced) < entropy(model.encode(x_0)) - 0.01
 
 
 def test_codes_learn_from_the_search_what_is_made_of_them():

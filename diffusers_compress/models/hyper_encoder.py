@@ -5,6 +5,7 @@ re-implementation, PerCo (SD) (Koerber et al. 2024), whose weights `examples/con
 et al. 2017 (straight-through gradient), in few dimensions after Yu et al. 2022 (improved VQGAN).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,32 +165,40 @@ class HyperEncoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def search(self, x_0: Tensor, indices: Tensor) -> Tensor:
-        """Indices [B, a, b] whose estimate is nearer to latents [B, C, h, w] than that of given ones. The sender's alone.
+        """Indices [B, a, b] whose estimate is nearer to latents [B, C, h, w] than that of given ones, as far as it is worth its bits.
+        The sender's alone.
 
-        The estimate is linear in the codes of a cell and its eight neighbours, so the best code of a cell among given neighbours is
-        known in closed form. Cells take turns, those at once that share no neighbour: iterated conditional modes (Besag 1986).
+        The estimate is linear in the codes of a cell and its eight neighbours, so the error of each code of a cell among given
+        neighbours is known in closed form. Cells take turns, those at once that share no neighbour: iterated conditional modes (Besag
+        1986). A code costs what its number in the picture says (entropy-constrained vector quantization, Chou et al. 1989).
         """
         stride, codes = self.config.stride, self.codes()
         h, w = x_0.shape[-2:]
         target = F.pixel_unshuffle(F.pad(x_0.float(), (0, -w % stride, 0, -h % stride), mode="replicate"), stride)
-        to_latent, project_out = self.to_latent[0], self.project_out
-        kernel = torch.einsum("omij,md->odij", to_latent.weight.float(), project_out.weight.float())
-        bias = to_latent.bias.float() + to_latent.weight.float().sum((2, 3)) @ project_out.bias.float()
-
-        def remainder():
-            return target - F.conv2d(F.pad(codes[indices].movedim(-1, 1), (1, 1, 1, 1), mode="replicate"), kernel, bias)
-
+        (weight, bias), (out_weight, out_bias) = (
+            [parameter.float() for parameter in layer.parameters()] for layer in (self.to_latent, self.project_out)
+        )
+        kernel = torch.einsum("omij,md->odij", weight, out_weight)
+        bias = bias + weight.sum((2, 3)) @ out_bias
         # |r - K (code - current)|^2 = code' G code - 2 code' (K' r + G current) + what no code changes, with G = K' K
         gram = torch.einsum("odij,oeij->de", kernel, kernel)
         energy = torch.einsum("kd,de,ke->k", codes, gram, codes)
         indices = indices.clone()
-        for _ in range(SEARCH_ROUNDS):
-            for top in range(3):
-                for left in range(3):
-                    turn = (slice(None), slice(top, None, 3), slice(left, None, 3))
-                    pull = F.conv_transpose2d(remainder(), kernel, padding=1).movedim(1, -1)[turn]
-                    indices[turn] = (energy - 2 * (pull + codes[indices[turn]] @ gram) @ codes.T).argmin(-1)
+        for turn in SEARCH_ROUNDS * [(slice(None), slice(i, None, 3), slice(j, None, 3)) for i in range(3) for j in range(3)]:
+            remainder = target - F.conv2d(F.pad(codes[indices].movedim(-1, 1), (1, 1, 1, 1), mode="replicate"), kernel, bias)
+            pull = F.conv_transpose2d(remainder, kernel, padding=1).movedim(1, -1)[turn]
+            error = energy - 2 * (pull + codes[indices[turn]] @ gram) @ codes.T
+            # Each bit lessens the error of a Gaussian by 2 ln 2 of that of one component
+            price = 2 * math.log(2) * remainder.square().mean((1, 2, 3))
+            indices[turn] = (error + (price[:, None] * self.bits(indices))[:, None, None]).argmin(-1)
         return indices
+
+    def bits(self, indices: Tensor) -> Tensor:
+        """Of each code in grids [B, a, b], by how often it comes there: [B, K]."""
+        flat = indices.flatten(1)
+        count = torch.ones(len(flat), self.config.codebook_size, device=flat.device)
+        count.scatter_add_(1, flat, torch.ones_like(flat, dtype=count.dtype))
+        return (count.sum(1, keepdim=True) / count).log2()
 
     @apply_forward_hook
     def decode(self, indices: Tensor, h: int, w: int) -> Tensor:
