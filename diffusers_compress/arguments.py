@@ -51,9 +51,10 @@ def check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, not {value}")
 
 
-def check_walk(num_inference_steps: int, realism: float = 1.0) -> None:
+def check_walk(num_inference_steps: int | None, realism: float = 1.0) -> None:
     """ValueError for an argument of `decompress` out of its range."""
-    check_positive("num_inference_steps", num_inference_steps)
+    if num_inference_steps is not None:
+        check_positive("num_inference_steps", num_inference_steps)
     if not 0 <= realism <= 1:
         raise ValueError(f"realism must be from 0 to 1, not {realism}")
 

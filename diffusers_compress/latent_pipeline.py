@@ -9,6 +9,8 @@ from torch import Tensor
 from diffusers_compress import images
 from diffusers_compress.diffusion import families, schedule, solvers
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
+from diffusers_compress.diffusion.finishers import Finisher
+from diffusers_compress.diffusion.realism import blend, dial
 from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.format.container import Header
 from diffusers_compress.pipeline import CodecMixin, Picture, Watch, check_finite, groups_of
@@ -35,6 +37,25 @@ class LatentCodecMixin(CodecMixin):
         """Pictures of like size, in batches: their indices i, and their scaled latents [B, C, h, w]."""
         for group in groups_of(batch_size, [self.latent_shape(*picture.x.shape[1:]) for picture in pictures]):
             yield group, torch.cat([self.encode_picture(self.pad(pictures[i].x)[None]) for i in group])
+
+    def finish(
+        self,
+        ends: list[tuple[Tensor, int]],
+        prompts: list[str],
+        num_steps: int,
+        realism: float = 1.0,
+        guidance_scale: float = 1.0,
+        watch: Watch = None,
+        finisher: Finisher | None = None,
+    ) -> Tensor:
+        """From each x_t [1, C, h, w] at timestep t, where a file ends, to x_0 [B, C, h, w]: by the probability-flow ODE or a finisher."""
+        noise = self.noise_schedule()
+        if finisher is None or realism == 0:
+            walks = [dial(solvers.solve(x_t, t, num_steps, noise, self.scheduler), realism, noise) for x_t, t in ends]
+            return torch.cat(self.run(walks, prompts, guidance_scale, watch))
+        walks = [finisher.walk(x_t, t, noise, num_steps) for x_t, t in ends]
+        sample = torch.cat(finisher.pipe.run(walks, prompts, guidance_scale, watch))
+        return sample if realism == 1 else blend(self.finish(ends, prompts, 1, 0.0, guidance_scale, watch), sample, realism)
 
     def run(
         self,

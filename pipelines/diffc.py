@@ -32,6 +32,7 @@ from diffusers_compress.contract import DIFFC
 from diffusers_compress.diffusion import schedule
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.families.components import Autoencoder, Scheduler, TextEncoder, Tokenizer, Transformer, UNet
+from diffusers_compress.diffusion.finishers import Source, finisher_of
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.variance_head import VarianceHead
@@ -150,9 +151,10 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         bitstreams: bytes | list[bytes],
         reconstruction: str = "flow",
         realism: float = 1.0,
-        num_inference_steps: int = 10,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        finisher: Source = None,
         **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
@@ -162,8 +164,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             reconstruction: from the last noise level on, "flow" (probability-flow ODE), "ancestral" (random draws from `generator`, one
                 for all or a list), or "denoised" (the network's mean in one call: a preview).
             realism: in [0, 1], between that mean and the reconstruction, see `diffusion.realism`.
-            num_inference_steps: network calls of "flow" and "ancestral".
+            num_inference_steps: network calls of "flow" and "ancestral"; default: 10, or 1 with a finisher.
             guidance_scale: above 1, guidance towards the file's prompt, in the reconstruction alone.
+            finisher: a student in few calls, in place of the flow, see `diffusion.finishers.load`; or a pipeline that has one.
             shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`.
 
         Warns:
@@ -173,8 +176,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             BitstreamError: `NotABitstream`, `UnsupportedVersion`, `Corrupt`, `WrongModel`, `LimitExceeded`.
             ValueError: for an argument out of its range.
         """
-        check_choice("reconstruction", reconstruction, RECONSTRUCTIONS)
+        check_choice("reconstruction", reconstruction, RECONSTRUCTIONS if finisher is None else ("flow",))
         check_walk(num_inference_steps, realism)
+        student = finisher_of(self, finisher)
         opened = self.read_files(read_file, bitstreams, **shared)
         files, notes, watch = opened.contents, opened.notes, opened.watch
         generators, coded = generators_of(generator, len(files)), schedule.from_pure_noise(self.noise_schedule())
@@ -185,7 +189,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             prompts, (shape, channel) = [files[i].parameters.prompt for i in group], shapes[group[0]]
             receivers = [Receiver(coded, files[i].parameters, files[i].payload) for i in group]
             ends = self.reverse(coded, channel_of(channel), receivers, shape, prompts, watch)
-            how = Finish(reconstruction, realism, num_inference_steps, guidance_scale, [generators[i] for i in group])
+            how = Finish(reconstruction, realism, num_inference_steps, guidance_scale, [generators[i] for i in group], student)
             headers = [files[i].header for i in group]
             decoded = finished(self, ends, headers, prompts, how, opened.output_type, watch)
             for i, (x_t, _), picture in zip(group, ends, decoded):

@@ -23,10 +23,10 @@ from diffusers_compress.codecs.relic.rate import RateSearch
 from diffusers_compress.codecs.relic.symbols import EntropyModel
 from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.contract import RELIC
-from diffusers_compress.diffusion import schedule, solvers
+from diffusers_compress.diffusion import schedule
 from diffusers_compress.diffusion.families.common import scale_factor_of
 from diffusers_compress.diffusion.families.components import Autoencoder, Scheduler, TextEncoder, Tokenizer, Transformer, UNet
-from diffusers_compress.diffusion.realism import dial
+from diffusers_compress.diffusion.finishers import Source, calls_of, finisher_of
 from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.limits import Limits
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
@@ -35,6 +35,7 @@ from diffusers_compress.outputs import CompressOutput, DecompressOutput
 from diffusers_compress.pipeline import Decoding, Goal, compressed, groups_of
 from diffusers_compress.quality import smallest
 
+CALLS = 5  # of the network, in decoding
 AFFINE_SHARE = 32  # a file must be so many times as large as its scales and shifts, 12 bits a channel, to have them
 
 
@@ -144,8 +145,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         bitstreams: bytes | list[bytes],
         realism: float = 1.0,
         preview: bool = False,
-        num_inference_steps: int = 5,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
+        finisher: Source = None,
         **shared: Unpack[Decoding],
     ) -> DecompressOutput:
         """Files to pictures of their original sizes.
@@ -154,8 +156,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             bitstreams: one file or a list.
             realism: in [0, 1], between the least squared error (0: one network call) and the most natural look, see `diffusion.realism`.
             preview: what the entropy model expects, without a call of the network.
-            num_inference_steps: network calls.
+            num_inference_steps: network calls; default: 5, or 1 with a finisher.
             guidance_scale: above 1, guidance towards the file's prompt.
+            finisher: a student in few calls, in place of the flow, see `diffusion.finishers.load`; or a pipeline that has one.
             shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`. The
                 entropy model must be the file's own.
 
@@ -164,8 +167,11 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range.
         """
         check_walk(num_inference_steps, realism)
+        if preview and finisher is not None:
+            raise ValueError("give preview or finisher, not both")
+        student, noise = finisher_of(self, finisher), self.noise_schedule()
+        steps = calls_of(num_inference_steps, CALLS, student)
         files = self.read_files(read_file, bitstreams, **shared)
-        noise = self.noise_schedule()
 
         pictures = [None] * len(files.contents)
         shapes = [self.latent_shape(header.height, header.width) for header, *_ in files.contents]
@@ -175,10 +181,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             y_hat, expected = (torch.stack(column).float().to(self._execution_device) for column in zip(*read))
             x_0 = expected
             if not preview:
-                steps, scheduler = num_inference_steps, self.scheduler
-                starts = [(noise.level(own.timestep)[0] * y, own.timestep) for y, own in zip(y_hat.split(1), parameters)]
-                walks = [dial(solvers.solve(x_t, t, steps, noise, scheduler), realism, noise) for x_t, t in starts]
-                x_0 = torch.cat(self.run(walks, [own.prompt for own in parameters], guidance_scale, files.watch))
+                ends = [(noise.level(own.timestep)[0] * y, own.timestep) for y, own in zip(y_hat.split(1), parameters)]
+                prompts = [own.prompt for own in parameters]
+                x_0 = self.finish(ends, prompts, steps, realism, guidance_scale, files.watch, student)
             x = self.decode_latent(x_0)
             for i, picture in zip(group, self.pictures_of(x, headers, files.output_type)):
                 pictures[i] = picture

@@ -210,7 +210,7 @@ def test_any_scheduler_that_shares_the_levels(codec, tiny_sd_folder, coded, deco
     pipe = load(codec, tiny_sd_folder)
     identity, config = pipe.fingerprint(), pipe.scheduler.config
     pipe.scheduler = getattr(diffusers, name).from_config(config)
-    if name.startswith("FlowMatch"):
+    if name.startswith("Flow"):
         with pytest.raises(ValueError, match=f"variance-preserving.*not {name}"):
             picture(pipe, coded)
         return

@@ -8,6 +8,7 @@ from diffusers_compress.cli.options import (
     AnyModel,
     Device,
     Dtype,
+    Finisher,
     Force,
     Guidance,
     MaxPixels,
@@ -38,6 +39,7 @@ def decode_command(
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = None,
+    finisher: Finisher = None,
     option: Options = None,
     any_model: AnyModel = False,
     max_pixels: MaxPixels = DEFAULT_LIMITS.pixels,
@@ -51,7 +53,7 @@ def decode_command(
     data, limits = read_input(source), Limits(pixels=max_pixels)
     codec, facts = codec_of(data, limits), describe(data, limits)
     check_picture_format(target, facts["width"], facts["height"])
-    arguments = decoding(codec, reconstruction, preview, realism, steps, guidance, seed, option)
+    arguments = decoding(codec, reconstruction, preview, realism, steps, guidance, seed, finisher, option)
     if preview:
         data = lossy_part(data, limits) or data
     pipe = loading.load(model, device, dtype, codec, facts.get("preset"))
@@ -77,10 +79,11 @@ def decoding(
     steps: int | None,
     guidance: float | None,
     seed: int | None,
+    finisher: str | None = None,
     extra: list[str] | None = None,
 ) -> dict:
     """The arguments of `decompress` that the command line's options stand for."""
-    options = dict(zip(DECODING, (reconstruction, realism, steps, guidance, seed), strict=True))
+    options = dict(zip(DECODING, (reconstruction, realism, steps, guidance, seed, finisher), strict=True))
     arguments = arguments_of(codec, "decompress", DECODING, options, extra)
     if preview:
         arguments |= preview_arguments(codec, arguments)

@@ -56,6 +56,10 @@ Realism = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Network calls that finish the picture.")]
 Guidance = Annotated[float | None, typer.Option(help="Above 1: guidance towards the prompt in the file. Default: the codec's.")]
+Finisher = Annotated[
+    str | None,
+    typer.Option(help="Student that finishes the picture in one call or --steps: [SCHEDULER@]FOLDER_OR_ID, such as LCM@FOLDER."),
+]
 Seed = Annotated[int | None, typer.Option(help="For --reconstruction ancestral: the same seed gives the same picture.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Decode although the file was made with another model.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="That a file may claim; more only if you trust it.")]
@@ -146,6 +150,7 @@ DECODING = {
     "--steps": "num_inference_steps",
     "--guidance": "guidance_scale",
     "--seed": "generator",
+    "--finisher": "finisher",
 }
 
 

@@ -10,7 +10,7 @@ import statistics
 import torch
 from torch import Tensor
 
-START, PERMUTATION, SIGNS, CODEBOOK, CANDIDATES, ARRIVALS, DITHER, CHECK = range(8)  # streams
+START, PERMUTATION, SIGNS, CODEBOOK, CANDIDATES, ARRIVALS, DITHER, CHECK, FINISH = range(9)  # streams
 KEY = (0x44696666, 0x436F6D70)  # "DiffComp"
 WORD = 0xFFFFFFFF
 

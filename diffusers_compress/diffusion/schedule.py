@@ -58,7 +58,7 @@ def from_scheduler(scheduler: SchedulerMixin) -> NoiseSchedule:
     schedulers without such levels, and for other prediction types.
     """
     name, config = type(scheduler).__name__, scheduler.config
-    if name.startswith("FlowMatch") or config.get("prediction_type") == FLOW and config.get("use_flow_sigmas"):
+    if name.startswith(("FlowMatch", "FlowMap")) or config.get("prediction_type") == FLOW and config.get("use_flow_sigmas"):
         return flow_matching(config.num_train_timesteps)
     discrete = not config.get("use_flow_sigmas") and config.get("timestep_type", "discrete") == "discrete"
     if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor) or not discrete:

@@ -6,12 +6,14 @@ Many of them can so share one batch (`run`), each at a timestep of its own.
 
 import math
 from collections.abc import Callable, Generator, Iterable
+from itertools import pairwise
 
 import torch
 from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from diffusers_compress.coding import randomness
 from diffusers_compress.diffusion.equations import ddim, posterior, predict_x0, wide
 from diffusers_compress.diffusion.schedule import FLOW, SMALLEST_ALPHAS_CUMPROD, NoiseSchedule
 
@@ -40,12 +42,21 @@ DDIM_SOLVERS = (
     "KDPM2DiscreteScheduler",
     "PNDMScheduler",
 )
-CONSISTENCY = "it is for consistency models: it starts from x_0_hat anew at each step, with new noise"
+STUDENT = "it is for students in few steps (`finisher=`): each step brings new noise, or needs a network that was distilled"
 REFUSED = {
-    "FlowMatchLCMScheduler": CONSISTENCY,
-    "LCMScheduler": CONSISTENCY,
+    "FlowMapEulerDiscreteScheduler": STUDENT,
+    "FlowMatchLCMScheduler": STUDENT,
+    "LCMScheduler": STUDENT,
     "SASolverScheduler": "it solves a stochastic differential equation",
-    "TCDScheduler": CONSISTENCY,
+    "TCDScheduler": STUDENT,
+}
+
+# Share of new noise in each step of `few_calls`. The solvers above add none: students by Turbo, Lightning, Hyper-SD or of flow maps have them.
+FRESH_NOISE = {
+    "FlowMapEulerDiscreteScheduler": 0.0,  # Gu et al. 2026 (AnyFlow)
+    "FlowMatchLCMScheduler": 1.0,
+    "LCMScheduler": 1.0,  # Luo et al. 2023, algorithm 3
+    "TCDScheduler": 0.3,  # Zheng et al. 2024, gamma of algorithm 2: diffusers' default
 }
 
 # Options of the native solvers that would place the timesteps, or change the levels, once more.
@@ -122,6 +133,44 @@ def solve(x_t: Tensor, t: int, num_steps: int, schedule: NoiseSchedule, schedule
     else:
         x = yield from _solve_ddim(wide(x_t), timesteps, schedule)
     return predict_x0((yield x, timesteps[-1]), x, *schedule.level(timesteps[-1]), schedule.prediction_type)
+
+
+def few_calls(x_t: Tensor, level: tuple[float, float], timesteps: list[int], schedule: NoiseSchedule, fresh_noise: float) -> Walk:
+    """A student's steps from x_t [1, ...] of this level, (alpha, sigma), down to x_0, with a call at each of the falling timesteps.
+
+    x_t gets the noise that it lacks to the first of them. A step t -> s then goes down the ODE to a share 1 - fresh_noise of s, and up to s
+    with new noise: Zheng et al. 2024 (TCD), algorithm 2. With 1 it starts from x_0_hat anew, as in LCM; with 0 it is DDIM. The noise is the
+    format's, so that everybody sees the same picture. (LCM's boundary condition, a factor of x_0_hat within 1e-5 of 1 at its
+    timesteps, is left out.)
+    """
+    x = noisier(wide(x_t), level, schedule.level(timesteps[0]), 0)
+    for step, (t, s) in enumerate(pairwise(timesteps), 1):
+        x_0_hat = predict_x0((yield x, t), x, *schedule.level(t), schedule.prediction_type)
+        between = (1.0, 0.0) if fresh_noise == 1 else schedule.level(int((1 - fresh_noise) * s))
+        x = ddim(x, x_0_hat, *schedule.level(t), *between)
+        x = noisier(x, between, schedule.level(s), step)
+    return predict_x0((yield x, timesteps[-1]), x, *schedule.level(timesteps[-1]), schedule.prediction_type)
+
+
+def noisier(x_s: Tensor, level: tuple[float, float], wanted: tuple[float, float], step: int) -> Tensor:
+    """x_s of a level, (alpha, sigma), with as much of the format's noise as makes it x_t of the wanted, noisier one."""
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = level, wanted
+    # Kingma et al. 2021 (VDM), appendix A:  q(x_t | x_s) = N(a_ts x_s, var_ts)
+    a_ts = alpha_t / alpha_s if alpha_s else 1.0  # pure noise stays as it is
+    var_ts = sigma_t**2 - a_ts**2 * sigma_s**2
+    if var_ts <= 1e-9:  # rounding
+        return a_ts * x_s
+    n = randomness.normals(x_s.numel(), randomness.FINISH, step, device=x_s.device).view_as(x_s)
+    return a_ts * x_s + var_ts**0.5 * n
+
+
+def fresh_noise_of(scheduler: SchedulerMixin) -> float:
+    """For `few_calls`; ValueError that says why, if a student cannot have this scheduler."""
+    name = type(scheduler).__name__
+    if name in FRESH_NOISE:
+        return FRESH_NOISE[name]
+    check_solver(scheduler)
+    return 0.0
 
 
 def check_solver(scheduler: SchedulerMixin) -> None:

@@ -8,10 +8,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from diffusers_compress.diffusion import solvers
+from diffusers_compress.diffusion.finishers import Finisher, calls_of
 from diffusers_compress.diffusion.realism import dial
 from diffusers_compress.format.container import Header
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
+CALLS = 10
 
 
 class Finish(NamedTuple):
@@ -19,9 +21,10 @@ class Finish(NamedTuple):
 
     reconstruction: str = "flow"
     realism: float = 1.0
-    num_inference_steps: int = 10
+    num_inference_steps: int | None = None
     guidance_scale: float = 1.0
     generator: torch.Generator | list[torch.Generator] | None = None
+    finisher: Finisher | None = None
 
 
 def finished(
@@ -34,12 +37,12 @@ def finished(
     watch: Callable | None = None,
 ) -> list:
     """Of each end, x_t [1, C, h, w] and t, the picture."""
-    noise, steps = pipe.noise_schedule(), how.num_inference_steps
-    if how.reconstruction == "ancestral":
-        draws = how.generator if isinstance(how.generator, list) else [how.generator] * len(ends)
-        walks = [solvers.ancestral(x_t, t, steps, noise, draw) for (x_t, t), draw in zip(ends, draws)]
-    else:
-        walks = [solvers.solve(x_t, t, steps, noise, pipe.scheduler) for x_t, t in ends]
+    steps = calls_of(how.num_inference_steps, CALLS, how.finisher)
     realism = 0.0 if how.reconstruction == "denoised" else how.realism
-    x_0 = pipe.run([dial(walk, realism, noise) for walk in walks], prompts, how.guidance_scale, watch)
-    return pipe.pictures_of(pipe.decode_latent(torch.cat(x_0)), headers, output_type)
+    if how.reconstruction == "ancestral":
+        noise, draws = pipe.noise_schedule(), how.generator if isinstance(how.generator, list) else [how.generator] * len(ends)
+        walks = [dial(solvers.ancestral(x_t, t, steps, noise, draw), realism, noise) for (x_t, t), draw in zip(ends, draws)]
+        x_0 = torch.cat(pipe.run(walks, prompts, how.guidance_scale, watch))
+    else:
+        x_0 = pipe.finish(ends, prompts, steps, realism, how.guidance_scale, watch, how.finisher)
+    return pipe.pictures_of(pipe.decode_latent(x_0), headers, output_type)

@@ -18,6 +18,7 @@ from diffusers_compress.codecs.diffc.format import Parameters
 from diffusers_compress.codecs.diffc.loop import Denoise, Plan, Taken, one_step
 from diffusers_compress.codecs.diffc.rate import RateControl
 from diffusers_compress.coding import randomness
+from diffusers_compress.diffusion.finishers import finisher_of
 from diffusers_compress.diffusion.schedule import NoiseSchedule
 from diffusers_compress.format.container import Header
 from diffusers_compress.quality import Quality
@@ -38,7 +39,8 @@ def sender(
     steps: int,
 ) -> "QualitySender":
     """Of a picture [3, H, W] in [-1, 1] with the latent x_0 [1, C, h, w]."""
-    original, how = images.to_output(picture[None])[0], Finish(**wanted.decoding)
+    how = Finish(**wanted.decoding | {"finisher": finisher_of(pipe, wanted.decoding.get("finisher"))})
+    original = images.to_output(picture[None])[0]
 
     def figure(x_t, t):
         return wanted.figure(original, finished(pipe, [(x_t, t)], [header], [parameters.prompt], how)[0])

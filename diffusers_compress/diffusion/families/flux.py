@@ -16,6 +16,7 @@ class Flux(StableDiffusion):
     models = "FLUX.1"
     network, network_class = "transformer", "FluxTransformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    lora = "FluxLoraLoaderMixin"
     flow = True
     patch = 2
     T5_TOKENS = 512

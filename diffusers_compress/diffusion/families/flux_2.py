@@ -19,6 +19,7 @@ class Flux2(StableDiffusion):
     models = "FLUX.2"
     network, network_class = "transformer", "Flux2Transformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    lora = "Flux2LoraLoaderMixin"
     flow = True
     patch = 2
 

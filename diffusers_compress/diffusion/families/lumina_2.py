@@ -15,6 +15,7 @@ class Lumina2(StableDiffusion):
     models = "Lumina-Image 2"
     network, network_class = "transformer", "Lumina2Transformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    lora = "Lumina2LoraLoaderMixin"
     flow = True
     patch = 2
 

@@ -16,6 +16,7 @@ class PixArt(StableDiffusion):
     models = "PixArt-Sigma"
     network, network_class = "transformer", "PixArtTransformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    lora = None
     patch = 2
 
     @classmethod

@@ -13,6 +13,7 @@ class Pixels(StableDiffusion):
     models = "unconditional RGB models in pixel space"
     network_class = "UNet2DModel"
     parts = ("unet",)
+    lora = None
 
     @classmethod
     def matches(cls, pipe: DiffusionPipeline) -> bool:

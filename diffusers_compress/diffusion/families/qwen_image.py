@@ -16,6 +16,7 @@ class QwenImage(StableDiffusion):
     models = "Qwen-Image"
     network, network_class = "transformer", "QwenImageTransformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    lora = "QwenImageLoraLoaderMixin"
     flow = True
     patch = 2
 

@@ -17,6 +17,7 @@ class Sana(StableDiffusion):
     models = "SANA"
     network, network_class = "transformer", "SanaTransformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    lora = "SanaLoraLoaderMixin"
     flow = True
 
     @classmethod

@@ -21,6 +21,7 @@ class StableDiffusion:
     network, network_class = "unet", "UNet2DConditionModel"
     parts: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer")
     optional: tuple[str, ...] = ()
+    lora: str | None = "StableDiffusionLoraLoaderMixin"  # of diffusers.loaders: reads files of LoRA weights
     flow = False  # matching, or variance-preserving
     patch = 1  # sides of a latent are multiples of it
 

@@ -14,6 +14,7 @@ class StableDiffusion3(StableDiffusion):
     models = "Stable Diffusion 3"
     network, network_class = "transformer", "SD3Transformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    lora = "SD3LoraLoaderMixin"
     optional = ("text_encoder_3",)
     flow = True
     patch = 2

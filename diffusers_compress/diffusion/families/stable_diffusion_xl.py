@@ -15,6 +15,7 @@ class StableDiffusionXL(StableDiffusion):
 
     models = "SDXL"
     parts = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    lora = "StableDiffusionXLLoraLoaderMixin"
 
     @classmethod
     def matches(cls, pipe: DiffusionPipeline) -> bool:

@@ -16,6 +16,7 @@ class ZImage(StableDiffusion):
     models = "Z-Image"
     network, network_class = "transformer", "ZImageTransformer2DModel"
     parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    lora = "ZImageLoraLoaderMixin"
     flow = True
     patch = 2
 
