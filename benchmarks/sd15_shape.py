@@ -184,7 +184,7 @@ def measure(args, bpp, steps, channel, batch):
     pipe, photos = load(args), pictures(args, batch)
     options = {"coder": channel, "batch_size": batch}
     first, last = (1, 1) if args.device == "cpu" else (steps, args.decoding_steps)
-    sent = pipe.compress(photos, bpp, num_coding_steps=first, **options).bitstreams
+    sent = pipe.compress(photos, target_bpp=bpp, num_coding_steps=first, **options).bitstreams
     pipe.decompress(sent, num_inference_steps=last, batch_size=batch)
     if args.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -200,7 +200,7 @@ def measure(args, bpp, steps, channel, batch):
         return result
 
     for _ in range(args.repeats):
-        sent = timed("encode", lambda: pipe.compress(photos, bpp, num_coding_steps=steps, **options)).bitstreams
+        sent = timed("encode", lambda: pipe.compress(photos, target_bpp=bpp, num_coding_steps=steps, **options)).bitstreams
         timed("decode", lambda: pipe.decompress(sent, num_inference_steps=args.decoding_steps, batch_size=batch))
     if args.device == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB

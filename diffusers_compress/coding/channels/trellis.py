@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from diffusers_compress.coding import bit_payload, randomness
+from diffusers_compress.coding.channels import search
+from diffusers_compress.coding.channels.search import CODEBOOK_BITS, GOLDEN_RATIO
 from diffusers_compress.coding.devices import to_device
 
-GOLDEN_RATIO = 0x9E3779B1  # its fraction, times 2^32, made odd: a hash (Knuth, TAOCP 3, section 6.4)
-CODEBOOK_BITS = 14  # the codebook has 2^14 normals
 SEGMENT_BITS = 4
 FIRST_WEIGHT = 12  # the first segment's share of the dimensions, where a further one has as many as it has bits
 GROUP = 16  # dimensions that are mixed
@@ -84,9 +84,10 @@ class Trellis:
         likelihood = torch.stack([(1 + v).sqrt() * m, -v / 2], 1)[..., line]
         ends, bounds = _segments(n, budget)
         bits, scores = np.diff([0, *ends]).tolist(), _segment_scores(likelihood, bounds, codebook)
-        messages = (
-            _m_algorithm(bits, scores, self.survivors(budget), self.state_bits) if self.survivors else _viterbi(bits, scores)
-        )
+        if self.survivors:
+            messages = search.m_algorithm(bits, scores, self.survivors(budget), self.state_bits)
+        else:
+            messages = search.viterbi(bits, scores)
         return messages, self._sample(messages, order, v, step)
 
     def decode(self, messages: np.ndarray, excess: Tensor, rank: Tensor, budget: int, step: int) -> Tensor:
@@ -104,7 +105,7 @@ class Trellis:
         state = np.zeros((len(messages), len(ends)), dtype=np.int64)
         for i in range(self.state_bits):  # of the last state_bits bits, the oldest first
             state = state << 1 | padded[:, np.array(ends) + i]
-        origin = _place(state) - np.array(bounds[:-1])  # where ordered dimension 0 would be
+        origin = search.place(state) - np.array(bounds[:-1])  # where ordered dimension 0 would be
         window = (origin.repeat(np.diff(bounds), axis=1) + np.arange(n)) % 2**CODEBOOK_BITS
         _, signs, codebook = _shared(n, step, device)
         y = torch.empty_like(v)
@@ -120,65 +121,11 @@ def _segments(n: int, budget: int) -> tuple[list[int], list[int]]:
     return ends, [0] + [n * weight // weights[-1] for weight in weights]
 
 
-def _viterbi(bits: list[int], scores: Iterator[Tensor]) -> np.ndarray:
-    """Messages of the largest total score [B, sum(bits)] uint8, where a state has CODEBOOK_BITS bits."""
-    # With fewer bits than that only the lowest states can be reached.
-    total, came_from = next(scores)[:, : 2 ** bits[0]], []
-    for width, score in zip(bits[1:], scores):
-        # State k follows the 2^width states whose low bits are the high bits of k.
-        total, high = total.view(len(score), 2**width, -1).max(1)
-        came_from.append(high)
-        total = (score.view(len(score), -1, 2**width) + total[..., None]).flatten(1)
-
-    # One copy from the device for all
-    found = torch.cat([*came_from, total.argmax(1, keepdim=True)], 1).to(torch.int16).cpu().numpy()
-    *tables, state = np.split(found.astype(np.int64), np.cumsum([table.shape[1] for table in came_from]), 1)
-    state, ways = state[:, 0], []
-    for width, table in zip(bits[:0:-1], reversed(tables)):
-        ways.append(state & 2**width - 1)
-        kept = state >> width
-        state = kept | table[np.arange(len(state)), kept] << CODEBOOK_BITS - width
-    return _message([state, *ways[::-1]], bits)
-
-
-def _m_algorithm(bits: list[int], scores: Iterator[Tensor], followed: int, state_bits: int) -> np.ndarray:
-    """Messages of nearly the largest total score [B, sum(bits)] uint8."""
-    total, state, kept = None, None, []
-    for width, score in zip(bits, scores):
-        if total is None:
-            total, state = score.new_zeros(len(score), 1), torch.zeros(len(score), 1, dtype=torch.int64, device=score.device)
-        state = state << width & 2**state_bits - 1
-        place = _place(state)[..., None] ^ torch.arange(2**width, device=score.device)
-        total = (score.gather(1, place.flatten(1)).view(place.shape) + total[..., None]).flatten(1)
-        total, best = total.topk(min(followed, total.shape[1]), sorted=False)
-        state = state.gather(1, best >> width) | best & 2**width - 1
-        kept.append(best.to(torch.int32))
-
-    survivor, ways = total.argmax(1, keepdim=True), []
-    for width, best in zip(reversed(bits), reversed(kept)):
-        chosen = best.gather(1, survivor)
-        ways.append(chosen & 2**width - 1)
-        survivor = (chosen >> width).long()
-    return _message(list(torch.cat(ways[::-1], 1).cpu().numpy().T), bits)
-
-
-def _message(ways: list[np.ndarray], bits: list[int]) -> np.ndarray:
-    """The bits of all segments' numbers [B], the highest first -> [B, sum(bits)] uint8."""
-    digits = [way[:, None] >> np.arange(width)[::-1] & 1 for way, width in zip(ways, bits)]
-    return np.concatenate(digits, 1).astype(np.uint8)
-
-
 @functools.lru_cache(4)  # a step of 12 megapixels takes some 50 MB
 def _shared(n: int, step: int, device: torch.device) -> list[Tensor]:
     """What both ends draw for a step: the dimensions in random order [n], random signs [n], the codebook [2^CODEBOOK_BITS]."""
     codebook = randomness.normals(2**CODEBOOK_BITS, randomness.CODEBOOK, step)
     return to_device(device, randomness.permutation(n, step), randomness.signs(n, step), codebook)
-
-
-def _place(state):
-    """Where a state's window of the codebook begins: its last CODEBOOK_BITS bits, changed by a hash of the earlier ones."""
-    earlier = state >> CODEBOOK_BITS
-    return (state ^ (earlier * GOLDEN_RATIO & randomness.WORD) >> 32 - CODEBOOK_BITS) & 2**CODEBOOK_BITS - 1
 
 
 def _order(rank: Tensor, step: int) -> Tensor:
@@ -227,18 +174,19 @@ def _groups(x: Tensor, budget: int) -> tuple[Tensor, Tensor]:
 
 
 def _segment_scores(terms: Tensor, bounds: list[int], codebook: Tensor) -> Iterator[Tensor]:
-    """Each segment's scores of all windows [B, 2^CODEBOOK_BITS]."""
+    """Scores of all windows in each segment, for a run of segments at a time [B, segments, 2^CODEBOOK_BITS]; the first is alone."""
     lengths, ends = np.diff(bounds), torch.tensor(bounds, device=terms.device)
-    windows = _windows(codebook, min(max(lengths[1:], default=WINDOW), WINDOW))
-    yield _scores(terms, ends[:2], lengths[0], windows)[:, 0]
+    longest = max(lengths[1:], default=WINDOW)
+    windows = _windows(codebook, math.ceil(longest / math.ceil(longest / WINDOW)))
+    yield _scores(terms, ends[:2], lengths[0], windows)
     for first in range(1, len(lengths), SCORED):
-        yield from _scores(terms, ends[first : first + SCORED + 1], max(lengths[first : first + SCORED]), windows).unbind(1)
+        yield _scores(terms, ends[first : first + SCORED + 1], max(lengths[first : first + SCORED]), windows)
 
 
 def _windows(codebook: Tensor, length: int) -> Tensor:
     """c_i of all states for i = 0 .. length - 1, and c_i^2 below -> [2 length, states]."""
-    windows = torch.cat([codebook, codebook[: length - 1]]).unfold(0, len(codebook), 1)
-    return torch.cat([windows, windows.square()])
+    terms = torch.stack([codebook, codebook.square()])
+    return torch.cat([terms, terms[:, : length - 1]], 1).unfold(1, len(codebook), 1).flatten(0, 1)
 
 
 def _scores(terms: Tensor, bounds: Tensor, longest: int, windows: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+"""The sender's search of a trellis for the message with the largest total score.
+
+A message of sum(bits) bits moves through len(bits) segments, in each of which bits[j] of them are read. Both algorithms take the scores
+of all windows of the codebook, for a run of segments at a time, [B, segments, 2^CODEBOOK_BITS], and give messages [B, sum(bits)] uint8
+of 0 and 1.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusers_compress.coding.randomness import WORD
+
+CODEBOOK_BITS = 14  # the codebook has 2^14 normals
+GOLDEN_RATIO = 0x9E3779B1  # its fraction, times 2^32, made odd: a hash (Knuth, TAOCP 3, section 6.4)
+
+
+def place(state):
+    """Where a state's window of the codebook begins: its last CODEBOOK_BITS bits, changed by a hash of the earlier ones."""
+    earlier = state >> CODEBOOK_BITS
+    return (state ^ (earlier * GOLDEN_RATIO & WORD) >> 32 - CODEBOOK_BITS) & 2**CODEBOOK_BITS - 1
+
+
+def viterbi(bits: list[int], scores: Iterable[Tensor]) -> np.ndarray:
+    """The best message, where a state has CODEBOOK_BITS bits."""
+    each = _each(scores)
+    # With fewer bits than that only the lowest states can be reached.
+    total, came_from = next(each)[:, : 2 ** bits[0]], []
+    for width, score in zip(bits[1:], each):
+        # State k follows the 2^width states whose low bits are the high bits of k.
+        total, high = total.view(len(score), 2**width, -1).max(1)
+        came_from.append(high)
+        total = (score.view(len(score), -1, 2**width) + total[..., None]).flatten(1)
+
+    # One copy from the device for all
+    found = torch.cat([*came_from, total.argmax(1, keepdim=True)], 1).to(torch.int16).cpu().numpy()
+    *tables, state = np.split(found.astype(np.int64), np.cumsum([table.shape[1] for table in came_from]), 1)
+    state, ways = state[:, 0], []
+    for width, table in zip(bits[:0:-1], reversed(tables)):
+        ways.append(state & 2**width - 1)
+        kept = state >> width
+        state = kept | table[np.arange(len(state)), kept] << CODEBOOK_BITS - width
+    return _message([state, *ways[::-1]], bits)
+
+
+def m_algorithm(bits: list[int], scores: Iterable[Tensor], followed: int, state_bits: int) -> np.ndarray:
+    """Nearly the best message, where a state has `state_bits` bits: only the best few messages are followed."""
+    each = _each(scores)
+    first = next(each)
+    total, state, kept = first.new_zeros(len(first), 1), torch.zeros(len(first), 1, dtype=torch.int64, device=first.device), []
+    for width, score in zip(bits, itertools.chain([first], each)):
+        state = state << width & 2**state_bits - 1
+        # The windows of the 2^width states that may follow lie side by side, in an order of their own.
+        window = place(state)
+        rows = torch.arange(len(score), device=score.device)[:, None] * (score.shape[1] >> width) + (window >> width)
+        following = score.reshape(-1, 2**width).index_select(0, rows.flatten()).view(*rows.shape, 2**width)
+        total = (following + total[..., None]).flatten(1)
+        best = _largest(total, min(followed, total.shape[1]))
+        total, parent = total.gather(1, best), best >> width
+        way = (best ^ window.gather(1, parent)) & 2**width - 1
+        state = state.gather(1, parent) | way
+        kept.append((parent << width | way).to(torch.int32))
+
+    survivor, ways = total.argmax(1, keepdim=True), []
+    for width, best in zip(reversed(bits), reversed(kept)):
+        chosen = best.gather(1, survivor)
+        ways.append(chosen & 2**width - 1)
+        survivor = (chosen >> width).long()
+    return _message(list(torch.cat(ways[::-1], 1).cpu().numpy().T), bits)
+
+
+def _largest(x: Tensor, count: int) -> Tensor:
+    """Where the `count` largest of x [B, n] are [B, count], in any order."""
+    if x.device.type == "cpu":  # numpy's selection is several times as fast there
+        return torch.from_numpy(np.argpartition(x.numpy(), -count, axis=1)[:, -count:])
+    return x.topk(count, sorted=False).indices
+
+
+def _each(scores: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The scores of each segment [B, 2^CODEBOOK_BITS]."""
+    return (score for run in scores for score in run.unbind(1))
+
+
+def _message(ways: list[np.ndarray], bits: list[int]) -> np.ndarray:
+    """The bits of all segments' numbers [B], the highest first -> [B, sum(bits)] uint8."""
+    digits = [way[:, None] >> np.arange(width)[::-1] & 1 for way, width in zip(ways, bits)]
+    return np.concatenate(digits, 1).astype(np.uint8)
