@@ -1,28 +1,32 @@
-"""Lossless files of a codec beside PNG, WebP, JPEG XL and JPEG 2000: bytes and CPU seconds, every file written, read back and compared.
+"""Lossless files of all codecs beside PNG, WebP, JPEG XL and JPEG 2000: bytes and CPU seconds, every file written, read back and compared.
 
-    python benchmarks/lossless.py PICTURES [--codecs relic refine diffc perco] [--bpp 0.05] [--every 3] [--crop 256]
+    python benchmarks/lossless.py PICTURES OUT [--codecs relic refine diffc perco] [--bpp 0.05] [--every 3] [--crop 256]
+    python benchmarks/lossless.py PICTURES OUT --again    # decode what lies in OUT once more, as on another machine or with another torch
 
-Each lossy part has so many bits per pixel at most. "Pixels alone" are coded by the same model without a lossy file: what this costs, or
-saves, is the difference.
+Each lossy part has so many bits per pixel at most, if its codec needs a rate; of Refine it is a JPEG of fidelity 0.1. "Pixels alone" are coded
+by the same model without a lossy file: what this costs, or saves, is the difference. Files, and one row for each in rows.jsonl, stay in OUT:
+started again, it goes on from there.
 """
 
 import argparse
+import functools
 import io
-import tempfile
+import json
 import time
+from collections import Counter
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import torch
 from PIL import Image
 
 import diffusers_compress
 from diffusers_compress import embedded_model, images
-from diffusers_compress.codecs import lossy_part
+from diffusers_compress.codecs import describe, lossy_part
 from diffusers_compress.coding import pixel_model
 from diffusers_compress.coding.range_coder import Decoder, Encoder
-from diffusers_compress.contract import CODECS
+from diffusers_compress.contract import CODECS, LOSSLESS
+from diffusers_compress.format.container import read_header
 
 
 def by_pillow(format, **options):
@@ -47,25 +51,52 @@ def alone():
     return encode, decode
 
 
-OTHERS = {
-    "PNG, optimized": by_pillow("PNG", optimize=True),
-    "JPEG 2000": by_pillow("JPEG2000", irreversible=False),
-    "WebP, method 6": by_pillow("WEBP", lossless=True, quality=100, method=6),
-    "JPEG XL, effort 7": (
+def jpeg_xl():
+    import imagecodecs
+
+    return (
         lambda image: imagecodecs.jpegxl_encode(np.asarray(image), lossless=True, effort=7),
         lambda data: Image.fromarray(imagecodecs.jpegxl_decode(data)),
-    ),
-    "pixels alone": alone(),
+    )
+
+
+OTHERS = {
+    "PNG, optimized": lambda: by_pillow("PNG", optimize=True),
+    "JPEG 2000": lambda: by_pillow("JPEG2000", irreversible=False),
+    "WebP, method 6": lambda: by_pillow("WEBP", lossless=True, quality=100, method=6),
+    "JPEG XL, effort 7": jpeg_xl,
+    "pixels alone": alone,
 }
+
+
+@functools.cache
+def pipeline(key):
+    pipe = getattr(diffusers_compress, CODECS[key].pipeline_class().__name__).from_pretrained(embedded_model(key))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def coder(key, bpp):
     """(encode, decode) of one of our codecs."""
-    codec = CODECS[key]
-    pipe = getattr(diffusers_compress, codec.pipeline_class().__name__).from_pretrained(embedded_model(key))
-    pipe.set_progress_bar_config(disable=True)
-    rate = {"target_bpp": bpp} if codec.rate == "required" else {}
-    return lambda image: pipe.compress(image, lossless=True, **rate).bitstreams[0], lambda data: pipe.decompress(data).images[0]
+    rate = {"fidelity": 0.1} if key == "refine" else {"target_bpp": bpp} if bpp else {}
+
+    def encode(image):
+        return pipeline(key).compress(image, lossless=True, **rate).bitstreams[0]
+
+    return encode, lambda data: pipeline(key).decompress(data).images[0]
+
+
+def opened(path, crop):
+    image = images.open_image(path).convert("RGB")
+    if crop:
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        image = image.crop((left, top, left + crop, top + crop))
+    return image
+
+
+def check(name, image, decoded):
+    if not np.array_equal(np.asarray(decoded), np.asarray(image)):
+        raise SystemExit(f"{name} gives another picture back")
 
 
 def measured(name, encode, decode, image, path):
@@ -74,47 +105,74 @@ def measured(name, encode, decode, image, path):
     path.write_bytes(encode(image))
     middle = time.process_time()
     data = path.read_bytes()
-    if not np.array_equal(np.asarray(decode(data)), np.asarray(image)):
-        raise SystemExit(f"{name} gives another picture back")
+    check(path.name, image, decode(data))
     end = time.process_time()
-    return len(data), len(lossy_part(data) or b"") if data[:1] == b"\xdf" else 0, middle - start, end - middle
+    return len(data), len(lossy_part(data) or b"") if path.suffix == ".dfc" else 0, middle - start, end - middle
+
+
+def again(args):
+    """Decode all our files in OUT and compare them with the pictures."""
+    found, predicted = Counter(), Counter()
+    for path in sorted(args.out.glob("*.dfc")):
+        data = path.read_bytes()
+        number = read_header(data)[0].codec % LOSSLESS
+        key = next(key for key, codec in CODECS.items() if codec.number == number)
+        check(
+            path.name,
+            opened(args.pictures / f"{path.name.partition('.')[0]}.png", args.crop),
+            pipeline(key).decompress(data).images[0],
+        )
+        found[key] += 1
+        predicted[key] += bool(describe(data).get("predicted"))
+        print(path.name, "every pixel is back", flush=True)
+    print(
+        f"\ntorch {torch.__version__}: "
+        + ", ".join(f"{CODECS[key].name} {n} ({predicted[key]} predicted)" for key, n in found.items())
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
-    parser.add_argument("--codecs", nargs="*", default=["relic", "refine", "diffc", "perco"], choices=CODECS)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--codecs", nargs="*", default=list(CODECS), choices=CODECS)
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.05], help="of the lossy part")
     parser.add_argument("--every", type=int, default=1, help="take each n-th picture")
     parser.add_argument("--crop", type=int, help="take the middle square with this side")
+    parser.add_argument("--again", action="store_true", help="only decode the files in OUT and compare")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    coders = dict(OTHERS)
+    if args.again:
+        return again(args)
+    coders = {}
     for key in args.codecs:
-        for bpp in args.bpp if CODECS[key].rate == "required" else [None]:
-            coders[CODECS[key].name + (f", {bpp} bpp" if bpp else "")] = coder(key, bpp)
-
-    rows, pixels = {name: [] for name in coders}, 0
-    with tempfile.TemporaryDirectory() as folder:
-        for path in sorted(args.pictures.glob("*.png"))[:: args.every]:
-            image = images.open_image(path).convert("RGB")
-            if args.crop:
-                left, top = (image.width - args.crop) // 2, (image.height - args.crop) // 2
-                image = image.crop((left, top, left + args.crop, top + args.crop))
-            pixels += image.width * image.height
-            for name, pair in coders.items():
-                rows[name].append(measured(name, *pair, image, Path(folder, "file")))
-            print(
-                path.name, " ".join(f"{8 * row[-1][0] / (image.width * image.height):.3f}" for row in rows.values()), flush=True
+        for bpp in args.bpp if CODECS[key].rate == "required" and key != "refine" else [None]:
+            coders[CODECS[key].name + (f", {bpp} bpp" if bpp else "")] = (
+                f"{key}{bpp or ''}.dfc",
+                functools.partial(coder, key, bpp),
             )
-    print(
-        f"\n{len(rows['pixels alone'])} pictures, all back bit for bit\n\n| | bpp | of it lossy | encode s | decode s |\n|--|--|--|--|--|"
-    )
-    for name, row in rows.items():
-        size, lossy, encoding, decoding = np.sum(row, 0)
-        print(
-            f"| {name} | {8 * size / pixels:.3f} | {8 * lossy / pixels:.3f} | {encoding / len(row):.2f} | {decoding / len(row):.2f} |"
+
+    coders |= {name: (name, make) for name, make in OTHERS.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "rows.jsonl"
+    rows = {(row["picture"], row["coder"]): row for row in map(json.loads, log.read_text().splitlines())} if log.exists() else {}
+    paths = sorted(args.pictures.glob("*.png"))[:: args.every]
+    with log.open("a") as lines:
+        for name, (file, make) in coders.items():
+            for path in (path for path in paths if (path.stem, name) not in rows):
+                image = opened(path, args.crop)
+                found = measured(name, *make(), image, args.out / f"{path.stem}.{file}")
+                values = dict(zip(("bytes", "lossy", "encode", "decode"), found))
+                rows[path.stem, name] = {"picture": path.stem, "coder": name, "pixels": image.width * image.height, **values}
+                print(json.dumps(rows[path.stem, name]), file=lines, flush=True)
+    print(f"{len(paths)} pictures, all back bit for bit\n\n| | bpp | of it lossy | encode s | decode s |\n|--|--|--|--|--|")
+    for name in coders:
+        found = [rows[path.stem, name] for path in paths]
+        pixels, size, lossy, encoding, decoding = (
+            sum(row[field] for row in found) for field in ("pixels", "bytes", "lossy", "encode", "decode")
         )
+        seconds = f"{encoding / len(paths):.2f} | {decoding / len(paths):.2f}"
+        print(f"| {name} | {8 * size / pixels:.3f} | {8 * lossy / pixels:.3f} | {seconds} |")
 
 
 if __name__ == "__main__":

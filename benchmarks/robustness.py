@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from diffusers_compress.codecs import describe  # noqa: E402
-from diffusers_compress.contract import CODECS  # noqa: E402
+from diffusers_compress.contract import CODECS, LOSSLESS  # noqa: E402
 from diffusers_compress.errors import BitstreamError  # noqa: E402
 from diffusers_compress.format import container  # noqa: E402
 from diffusers_compress.format.bits import write_varint  # noqa: E402
@@ -42,6 +42,7 @@ from diffusers_compress.format.limits import Limits  # noqa: E402
 GOLDEN = ROOT / "tests" / "golden"
 SECONDS = 60  # more than that for one small file is a hang
 LIMITS = Limits(pixels=64 * 64)  # of the full decodes
+NUMBERS = (0, *(plus + codec.number for codec in CODECS.values() for plus in (0, LOSSLESS)), 255)
 SIDES = (0, 1, 2, 7, 8, 9, 63, 64, 65, 127, 128, 16383, 16384, 2**21, 2**32, 2**35 - 1)
 
 
@@ -104,7 +105,7 @@ def damaged(rng, corpus):
     for _ in range(rng.choice((1, 1, 2, 3))):
         kind = rng.randrange(10)
         if kind == 0:
-            fields[0] = rng.choice((0, 1, 2, 3, 4, 255))
+            fields[0] = rng.choice(NUMBERS)
         elif kind in (1, 2):
             fields[kind] = rng.choice(SIDES)
         elif kind == 3:
