@@ -834,7 +834,7 @@ def uqdm(data):
 def step_table(row):
     i, f, c = row // 64, row % 64, [0]
     r = min(24, math.ceil(12 * 2 ** (i / 8 - 7)) + 1)
-    total = 65535 - 2 * r
+    total = 1048575 - 2 * r
     for j in range(1, 2 * r + 1):
         z = (j - r - 0.5 - ((f + 0.5) / 64 - 0.5)) / 2 ** (i / 8 - 7)
         c.append(round(total / (1 + math.exp(-max(-60.0, min(60.0, z))))))
@@ -849,7 +849,7 @@ def pixel_table(f, gamma):
         d = (a - ((f + 0.5) / 128 - 0.5)) * math.exp(-gamma / 2) / 128
         weights.append(math.exp(-min(600, d * d / 2)))
     for j in range(17):
-        c.append(round(65519 * sum(weights[: j + 1]) / sum(weights)))
+        c.append(round(1048559 * sum(weights[: j + 1]) / sum(weights)))
     return [1 + c[j + 1] - c[j] for j in range(17)]
 
 
@@ -867,8 +867,14 @@ def offsets(section, rows, table_of):
     return found
 
 
+@functools.cache
+def table_checksum():
+    table = [frequency for row in range(73 * 64) for frequency in step_table(row)]
+    return zlib.crc32(struct.pack(f"<{len(table)}i", *table))
+
+
 def check_of(wholes, rows):
-    return zlib.crc32(struct.pack(f"<{len(wholes) + len(rows)}i", *wholes, *rows)) & 0xFFFF
+    return zlib.crc32(struct.pack(f"<{len(wholes) + len(rows)}i", *wholes, *rows), table_checksum()) & 0xFFFF
 
 
 # ------------------------------------------------------------------------------------------------------------ lossless files

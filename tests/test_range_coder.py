@@ -70,6 +70,39 @@ def test_the_bytes_are_those_of_the_format():
     assert encoder.getvalue().hex() == "00b25bd392"
 
 
+def test_an_end_that_only_zeros_follow_is_shorter_now_and_then():
+    rng, saved = random.Random(0), 0
+    for length in range(300):
+        source = [(rng.randrange(3), (1, 2, 5)) for _ in range(length)]
+        encoder = Encoder()
+        for symbol, table in source:
+            encoder.encode(symbol, table)
+        data, any_end = encoder.getvalue(ended=True), encoder.getvalue()
+        decoder = Decoder(data)
+        assert [decoder.decode(table) for _, table in source] == [symbol for symbol, _ in source]
+        assert len(any_end) - 1 <= len(data) <= len(any_end)
+        saved += len(any_end) - len(data)
+    assert saved > 30
+
+
+def test_an_early_end_is_noticed():
+    table, rng = (1, 2, 5), random.Random(0)
+    encoder, symbols = Encoder(), [rng.randrange(3) for _ in range(4000)]
+    for symbol in symbols:
+        encoder.encode(symbol, table)
+    for data in encoder.getvalue(), encoder.getvalue(ended=True):
+        for padding in (0x00, 0xFF):
+            decoder = Decoder(data, padding)
+            for symbol in symbols:
+                assert decoder.decode(table) == symbol
+                decoder.check_end()
+        decoder = Decoder(data[:200])
+        with pytest.raises(Corrupt, match="ends early"):
+            for _ in symbols:
+                decoder.decode(table)
+                decoder.check_end()
+
+
 def test_garbage_gives_symbols_or_corrupt():
     rng = random.Random(0)
     corrupt = 0

@@ -11,6 +11,7 @@ from PIL import Image
 from diffusers_compress import UQDMPipeline
 from diffusers_compress.codecs.uqdm import loop, tiles
 from diffusers_compress.codecs.uqdm.format import Parameters, describe, read_file
+from diffusers_compress.coding.channels import dither
 from diffusers_compress.diffusion import equations
 from diffusers_compress.diffusion.uqdm_scheduler import UQDMScheduler
 from diffusers_compress.errors import BitstreamError, Corrupt, LimitExceeded, WrongModel
@@ -200,6 +201,14 @@ def test_weights_of_another_type_are_told(small, photo):
     assert rounded.fingerprint() == small.fingerprint()
     with pytest.raises(WrongModel, match="float32"):
         rounded.decompress(data)
+
+
+def test_files_with_other_tables_are_refused(small, photo, monkeypatch):
+    """As those of the first days, when the sum of a row was 2^16."""
+    data = small.compress(photo, num_coding_steps=1).bitstreams[0]
+    monkeypatch.setattr(dither, "checksum", lambda: 0xD4B6047D)
+    with pytest.raises(WrongModel, match="another version"):
+        small.decompress(data)
 
 
 def test_it_saves_and_loads(pipe, photo, tmp_path):

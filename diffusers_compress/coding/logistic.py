@@ -27,15 +27,15 @@ def tables() -> np.ndarray:
     return frequencies(2.0 ** (np.arange(TABLES) / PER_OCTAVE - 5), FRACTIONS, REACH)
 
 
-def frequencies(scale: np.ndarray, fractions: int, reach: int) -> np.ndarray:
+def frequencies(scale: np.ndarray, fractions: int, reach: int, total: int = TOTAL) -> np.ndarray:
     """Of round(x), x logistic with these scales [T] around the middles of the `fractions` parts of a step: the symbols -reach .. reach,
-    of which the outermost stand for all beyond. [T, fractions, 2 reach + 1] int64, each at least 1, summing to TOTAL."""
+    of which the outermost stand for all beyond. [T, fractions, 2 reach + 1] int64, each at least 1, with this sum."""
     mean = ((np.arange(fractions) + 0.5) / fractions - 0.5)[:, None]
     edges = np.arange(-reach, reach) + 0.5
     cumulative = 1 / (1 + np.exp(-np.clip((edges - mean) / scale[:, None, None], -60, 60)))
     size = 2 * reach + 1
-    inner = np.rint(cumulative * (TOTAL - size)).astype(np.int64)
-    return np.diff(inner, prepend=0, append=TOTAL - size) + 1
+    inner = np.rint(cumulative * (total - size)).astype(np.int64)
+    return np.diff(inner, prepend=0, append=total - size) + 1
 
 
 @functools.cache

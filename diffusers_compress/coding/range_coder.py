@@ -51,8 +51,8 @@ class Encoder:
         if len(values):
             self._coder.encode(values.astype(np.int32), _UNIFORM, (1 << num_bits).astype(np.int32))
 
-    def getvalue(self) -> bytes:
-        """Fewest bytes for which every continuation decodes to the symbols encoded so far."""
+    def getvalue(self, ended: bool = False) -> bytes:
+        """Fewest bytes for which every continuation decodes to the symbols encoded so far; `ended`: for which a continuation by zeros does."""
         if self._coder.is_empty():
             return b""
         words = self._coder.get_compressed().astype(">u4").tobytes()
@@ -63,7 +63,7 @@ class Encoder:
         for length in range(max(0, size - 8), size + 1):  # width < 2**64: the value differs in its last bytes alone
             unit = 1 << 8 * (size - length)
             value = -(-low // unit)
-            if (value + 1) * unit <= low + width:
+            if (value * unit < low + width) if ended else ((value + 1) * unit <= low + width):
                 return value.to_bytes(length, "big")
         raise AssertionError("unreachable: the interval holds at least one value")
 
@@ -72,8 +72,13 @@ class Decoder:
     """Range decoder. What lies beyond the data reads as `padding` bytes. Corrupt data give wrong symbols or raise Corrupt."""
 
     def __init__(self, data: bytes, padding: int = 0):
-        data = data + bytes([padding]) * (-len(data) % 4 + 8)
+        data = data + bytes([padding]) * (-len(data) % 4 + 16)  # of which a stream that an encoder wrote takes no more than 8
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, dtype=">u4").astype(np.uint32))
+
+    def check_end(self) -> None:
+        """Corrupt if much more was decoded than the data hold. It may take dozens of further symbols until this is noticed."""
+        if self._coder.maybe_exhausted():
+            raise Corrupt("the payload ends early: it was damaged; fetch or encode the file again")
 
     def decode(self, frequencies: tuple[int, ...]) -> int:
         return self._decode(_categorical(frequencies))

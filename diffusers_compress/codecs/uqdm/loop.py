@@ -19,7 +19,6 @@ from torch import Tensor
 from diffusers_compress.codecs.uqdm.format import Parameters
 from diffusers_compress.coding import randomness
 from diffusers_compress.coding.channels import dither
-from diffusers_compress.coding.logistic import TOTAL
 from diffusers_compress.diffusion import equations
 from diffusers_compress.diffusion.uqdm_scheduler import UQDMScheduler
 from diffusers_compress.errors import Corrupt, WrongModel
@@ -133,7 +132,8 @@ class Receiver:
         if dither.check_of(whole, row) != check:
             raise WrongModel(
                 f"at level {t} the network says something else than the sender's did: these are other weights, such as those of "
-                "another dtype, or float64 is not computed alike here; load the file's own model with dtype float32"
+                "another dtype, or float64 is not computed alike here, or another version of this package made the file; load the file's "
+                "own model with dtype float32"
             )
         return whole + dither.symbols(section, row, dither.tables())
 
@@ -213,6 +213,6 @@ def _pixel_tables(gamma: float) -> list[np.ndarray]:
             mean = Decimal(2 * fraction + 1) / (2 * PIXEL_FRACTIONS) - Decimal(1) / 2
             distance = [(x - mean) * precision for x in range(-PIXEL_REACH, PIXEL_REACH + 1)]
             cumulative = list(accumulate((-min(d * d / 2, Decimal(600))).exp() for d in distance))
-            left = TOTAL - len(distance)
+            left = dither.TOTAL - len(distance)
             rows.append([round(part / cumulative[-1] * left) for part in cumulative])
     return list(np.diff(np.array(rows, dtype=np.int64), prepend=0) + 1)

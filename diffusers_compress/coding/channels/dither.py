@@ -26,6 +26,7 @@ UNIT = 512  # parts of a step in which the dither is given
 REACH = 24  # a table has the symbols -R .. R with R at most REACH; the outermost ones open an escape
 FRACTIONS = 64  # places of the mean within a step
 PER_OCTAVE, LOWEST, TABLES = 8, -7, 73  # scales 2^-7 ... 2^2
+TOTAL = 1 << 20  # sum of a table's frequencies: each symbol has 1 at least, which should cost little
 NUDGES = 256
 MARGIN = 2.0**-26  # of a point of the grid: values nearer to an edge may be rounded otherwise elsewhere
 ESCAPE_BITS, LARGEST_ESCAPE = 5, 20
@@ -65,15 +66,22 @@ def rounded(places: np.ndarray, nudge: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_of(whole: np.ndarray, row: np.ndarray) -> int:
-    """16 bits by which a receiver sees that its network says the same."""
-    return zlib.crc32(np.stack([whole, row]).astype("<i4").tobytes()) & 0xFFFF
+    """16 bits by which a receiver sees that its network and its tables say the same."""
+    return zlib.crc32(np.stack([whole, row]).astype("<i4").tobytes(), checksum()) & 0xFFFF
+
+
+@functools.cache
+def checksum() -> int:
+    """CRC-32 of the tables."""
+    return zlib.crc32(np.concatenate(tables()).astype("<i4").tobytes())
 
 
 @functools.cache
 def tables() -> list[np.ndarray]:
     """TABLES * FRACTIONS rows of frequencies [2 R + 1], int64. A narrow law has few symbols, since the least frequency of each costs bits."""
     scales = 2.0 ** (np.arange(TABLES) / PER_OCTAVE + LOWEST)
-    return [row for scale in scales for row in frequencies(scale[None], FRACTIONS, min(REACH, math.ceil(12 * scale) + 1))[0]]
+    reaches = [min(REACH, math.ceil(12 * scale) + 1) for scale in scales]
+    return [row for scale, reach in zip(scales, reaches) for row in frequencies(scale[None], FRACTIONS, reach, TOTAL)[0]]
 
 
 # ------------------------------------------------------------------------------------------------------------------- symbols
@@ -90,7 +98,7 @@ def stream(offset: np.ndarray, row: np.ndarray, tables: Sequence[np.ndarray]) ->
         length = (excess + 1).bit_length() - 1
         encoder.encode_bits(length, ESCAPE_BITS)
         encoder.encode_bits(excess + 1 - (1 << length), length)
-    return encoder.getvalue()
+    return encoder.getvalue(ended=True)
 
 
 def symbols(data: bytes, row: np.ndarray, tables: Sequence[np.ndarray]) -> np.ndarray:
