@@ -48,6 +48,17 @@ def test_the_command_is_the_pipelines_compress_and_decompress(photos, tiny_sd_fo
         assert np.array_equal(np.asarray(Image.open(tmp_path / "decoded" / f"{i}.png")), np.asarray(picture))
 
 
+def test_lossless_files_come_back_bit_by_bit(photos, tiny_sd_folder, tmp_path, capsys):
+    model = ["--model", tiny_sd_folder, "--codec", "relic"]
+    assert run(photos, tmp_path / "coded", "--max-bytes", 120, "--lossless", *model) == 0
+    assert run(tmp_path / "coded", tmp_path / "decoded", "--decode", *model) == 0
+    for i in range(3):
+        a, b = (np.asarray(Image.open(folder / f"{i}.png")) for folder in (photos, tmp_path / "decoded"))
+        assert np.array_equal(a, b)
+    assert run(tmp_path / "coded", tmp_path / "again", "--decode", "--lossless", *model) == 2
+    assert "--lossless: relic has no such option in decoding" in capsys.readouterr().err
+
+
 def test_the_exit_status_tells_of_partial_failure(photos, tiny_sd_folder, tmp_path, capsys):
     (tmp_path / "list").write_text(f"{photos}/0.png\n{photos}/none.png\n")
     assert run(tmp_path / "list", tmp_path / "out", "--max-bytes", 120, "--model", tiny_sd_folder) == SOME_FAILED

@@ -12,7 +12,7 @@ from golden import make
 from PIL import Image
 
 from diffusers_compress import cli, codecs
-from diffusers_compress.coding import pixel_model
+from diffusers_compress.coding import logistic, pixel_model
 from diffusers_compress.coding.range_coder import Decoder, Encoder
 from diffusers_compress.contract import CODECS
 from diffusers_compress.errors import BitstreamError, Corrupt, LimitExceeded, NotABitstream, WrongModel
@@ -120,6 +120,32 @@ def test_what_predicts_well_saves_bits_and_what_does_not_costs_few(photo):
     assert len(coded(picture, rng.integers(0, 256, picture.shape, dtype=np.uint8))) < 1.1 * alone
 
 
+def test_no_picture_takes_fewer_bytes_than_a_reader_wants():
+    """A flat one comes near that."""
+    picture = np.full((3, 120, 400), 77, np.uint8)
+    size, fewest = len(coded(picture, picture)), 120 * 400 // lossless.PIXELS_PER_BYTE
+    assert fewest < size and 3 * logistic.costs().min() / 8 > 1 / lossless.PIXELS_PER_BYTE
+
+
+def test_a_stream_that_ends_early_is_noticed_early():
+    """Here the decoder would go on with what it takes zeros for."""
+    picture, visited = np.full((3, 64, 64), 77, np.uint8), []
+    data = coded(picture)
+
+    class Counting(Decoder):
+        def check_end(self):
+            visited.append(None)
+            super().check_end()
+
+    assert np.array_equal(pixel_model.decode(Counting(data), (64, 64)), picture)
+    whole = len(visited)
+    for end in range(len(data) // 2):
+        visited.clear()
+        with pytest.raises(Corrupt):
+            pixel_model.decode(Counting(data[:end]), (64, 64))
+        assert len(visited) < whole
+
+
 def test_noise_takes_hardly_more_than_itself():
     picture = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
     assert len(coded(picture)) < 1.08 * picture.size
@@ -200,6 +226,9 @@ def test_files_that_no_encoder_writes(data, key):
     sizes = container.write_varint(len(small)) + container.write_varint(len(file.pixels))
     with pytest.raises(Corrupt, match="another picture"):
         lossless.read(outer(data, b"\0" + sizes, small + file.pixels))
+    large = container.Header(128 + CODECS[key].number, 10_000, 10_000, bytes(4), b"\0\0" + container.write_varint(24_413))
+    with pytest.raises(Corrupt, match="24413 bytes cannot hold 10000x10000 pixels"):
+        lossless.read(container.pack(large, b""))
     wide = container.Header(128 + CODECS[key].number, 65_536, 1, bytes(4), b"\0\0\0")
     with pytest.raises(LimitExceeded, match="side"):
         lossless.read(container.pack(wide, b""))

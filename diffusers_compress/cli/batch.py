@@ -20,6 +20,7 @@ from diffusers_compress.cli.options import (
     Dtype,
     Fidelity,
     Inputs,
+    Lossless,
     MaxBytes,
     Model,
     Options,
@@ -49,6 +50,7 @@ def batch_command(
     fidelity: Fidelity = None,
     psnr: Psnr = None,
     metric: TargetMetric = None,
+    lossless: Lossless = False,
     option: Options = None,
     batch_size: BatchSize = 8,
     preset: Preset = None,
@@ -61,7 +63,7 @@ def batch_command(
 
     `accelerate launch -m diffusers_compress.cli batch ...` shares the work among GPUs and machines.
     """
-    options = dict(map(named_value, option or []))
+    options = dict(map(named_value, option or [])) | ({"lossless": True} if lossless else {})
     rates = zip(RATES, (bpp, max_bytes, fidelity, psnr, metric))
     rates = (
         dict(rate for rate in rates if rate[1] is not None)
@@ -69,7 +71,8 @@ def batch_command(
         else given_rates(codec, bpp, max_bytes, fidelity, psnr, metric)
     )
     check_preset(codec, preset)
-    typed = {f"--option {name}": name for name in options} | {rate: RATES[rate] for rate in rates}
+    typed = {"--lossless" if name == "lossless" else f"--option {name}": name for name in options}
+    typed |= {rate: RATES[rate] for rate in rates}
     check_known(codec, "decompress" if decode else "compress", typed)
     options |= {RATES[rate]: value for rate, value in rates.items()}
     settings = {"input": source, "decode": decode, "codec": codec, "model": model, "dtype": dtype, "batch_size": batch_size}

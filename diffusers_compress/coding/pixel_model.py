@@ -45,7 +45,7 @@ def encode(encoder: Encoder, picture: np.ndarray, prediction: np.ndarray | None 
 
 
 def decode(decoder: Decoder, shape: tuple[int, int], prediction: np.ndarray | None = None) -> np.ndarray:
-    """The picture [3, H, W] uint8 that `encode` wrote. Corrupt for pixels that are none."""
+    """The picture [3, H, W] uint8 that `encode` wrote. Corrupt for pixels that are none, and soon after a stream that ends early."""
     picture = np.zeros((3, shape[0] * shape[1]), dtype=np.uint8)
 
     def receive(c, positions, mean, scale):
@@ -53,6 +53,7 @@ def decode(decoder: Decoder, shape: tuple[int, int], prediction: np.ndarray | No
         if values.min() < 0 or values.max() > 255:
             raise Corrupt("the payload holds pixels that are none; fetch or encode the file again")
         picture[c, positions] = values
+        decoder.check_end()
         return values
 
     walk(shape, prediction, receive)

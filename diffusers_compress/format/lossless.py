@@ -11,6 +11,7 @@ from diffusers_compress.format.limits import DEFAULT_LIMITS, Limits
 
 DIGEST_BYTES = 8
 MAX_SIDE = 65_535
+PIXELS_PER_BYTE = 4096  # at most, since even the likeliest value of each channel takes some of a bit
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def read(data: bytes, limits: Limits = DEFAULT_LIMITS) -> LosslessFile | None:
     pixels, position = read_varint(parameters, position)
     if position != len(parameters):
         raise Corrupt("the file's parameters are longer than they say; fetch or encode the file again")
+    if pixels < header.width * header.height // PIXELS_PER_BYTE:
+        raise Corrupt(f"{pixels} bytes cannot hold {header.width}x{header.height} pixels; fetch or encode the file again")
     payload, complete = container.read_payload(data, offset, size + pixels)
     lossy = payload[:size]
     if complete:
