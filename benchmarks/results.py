@@ -37,7 +37,8 @@ from diffusers_compress.metrics import distortion
 MEASURED = [
     (["diffc", "diffc:decode.realism=0"], [0.02, 0.05, 0.1, 0.2, 0.4]),
     (["relic"], [0.05, 0.1, 0.3]),
-    (["perco"], [0.004, 0.14]),
+    (["perco", "perco:decode.realism=0"], [0.004, 0.14]),
+    (["cdc", "cdc:decode.gamma=0"], [0.1, 0.2, 0.4]),
     (list(BASELINES), [0.02, 0.05, 0.1, 0.2, 0.4]),
 ]
 METRICS = (*metrics.WITHOUT_WEIGHTS, "lpips_alex", "dists")

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from train_common import Stage, batch_of_photos, load_photos, local_moments, make_once, split
+from train_common import Stage, batch_of_photos, forget_paths, load_photos, local_moments, make_once, split
 
 from diffusers_compress import CDCContextModel, CDCPipeline, CDCScheduler, CDCUNet
 
@@ -238,6 +238,7 @@ def main():
         model = train(accelerator, photos, validation_photos, args)
         model.context_model.settle()
         CDCPipeline(model.context_model.half(), model.unet.half(), CDCScheduler()).save_pretrained(unfinished)
+        forget_paths(unfinished)
 
     print(f"wrote {make_once(args.output / 'model', save)}")
 
