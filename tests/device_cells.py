@@ -21,7 +21,6 @@ from diffusers_compress.codecs import describe
 from diffusers_compress.coding.channels import trellis
 
 STEPS, BYTES = 2, 50  # a step has 400 bits
-UNSIMULATED = {"lumina_2", "z_image"}  # their networks build positions by operations that the simulation cannot follow
 FEW = {"num_inference_steps": 2}
 # Every codec, coder and way to decode: codec, model, options of compress, options of decompress
 CELLS = {
@@ -31,7 +30,7 @@ CELLS = {
     "diffc, poisson": ("diffc", "epsilon", {"max_bytes": 30, "coder": "poisson"}, FEW),
     "relic": ("relic", "epsilon", {"max_bytes": 100, "entropy_model": "adaptive"}, FEW | {"realism": 0.5}),
     "relic, hyperprior": ("relic", "v_prediction", {"max_bytes": 100}, FEW),
-    "perco": ("perco", "epsilon", {"prompt": "a house"}, FEW | {"num_images": 2}),
+    "perco": ("perco", "epsilon", {"prompt": "a house"}, FEW | {"num_images_per_prompt": 2}),
     "text-sketch": ("text-sketch", "epsilon", {"prompt": "a house", "threshold": 0.1}, FEW | {"guidance_scale": 2.0}),
     "text-sketch, colours": ("text-sketch", "v_prediction", {}, FEW),
     "refine, jpeg": ("refine", "epsilon", {"fidelity": 0.1}, FEW | {"realism": 0.5}),
@@ -67,7 +66,7 @@ def equal():
     for name in ("diffc", "relic, hyperprior"):
         codec, model, *options = CELLS[name]
         cells[f"{name}, on two devices"] = same(make.pipeline(codec, model), pictures, *options, split)
-    for family in tiny_models.FAMILIES.keys() - UNSIMULATED:
+    for family in tiny_models.FAMILIES:
         pipe = DiffCPipeline.from_pipe(tiny_models.FAMILIES[family](), dtype=torch.float32)
         cells[family] = same(pipe, pictures, {"max_bytes": 100, "num_coding_steps": 3}, FEW)
     return cells
