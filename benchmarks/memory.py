@@ -24,6 +24,7 @@ from unittest.mock import patch
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -95,6 +96,21 @@ def qwen_2_5_vl_7b(tokens):
     return transformers.Qwen2_5_VLForConditionalGeneration(config), tokens
 
 
+def chat_glm3_6b(tokens):
+    attention = {"multi_query_attention": True, "multi_query_group_num": 2, "add_qkv_bias": True, "original_rope": True}
+    return ChatGLMModel(ChatGLMConfig(**attention), empty_init=False), tokens  # the other sizes are the defaults
+
+
+def bert_hunyuan(tokens=77):
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    return transformers.BertModel(transformers.BertConfig(vocab_size=47_020, **sizes)), tokens
+
+
+def mt5_xl(tokens):
+    sizes = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "feed_forward_proj": "gated-gelu"}
+    return transformers.T5EncoderModel(transformers.T5Config(vocab_size=250_112, **sizes)), tokens
+
+
 def mistral_3_24b(tokens):
     text = {
         "model_type": "mistral",
@@ -123,7 +139,8 @@ def sd_unet(**config):
     return diffusers.UNet2DConditionModel(**plain | config)
 
 
-def sdxl_unet():
+def sdxl_unet(**config):
+    plain = {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
     return diffusers.UNet2DConditionModel(
         sample_size=128,
         block_out_channels=(320, 640, 1280),
@@ -133,9 +150,8 @@ def sdxl_unet():
         attention_head_dim=[5, 10, 20],
         cross_attention_dim=2048,
         addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
         use_linear_projection=True,
+        **plain | config,
     )
 
 
@@ -149,6 +165,33 @@ def sd3_transformer(layers, width, **config):
     }
     return diffusers.SD3Transformer2DModel(
         num_layers=layers, num_attention_heads=width // 64, caption_projection_dim=width, attention_head_dim=64, **plain | config
+    )
+
+
+def kolors_unet():
+    return sdxl_unet(projection_class_embeddings_input_dim=5632, encoder_hid_dim=4096, encoder_hid_dim_type="text_proj")
+
+
+def hunyuan_dit():
+    return diffusers.HunyuanDiT2DModel(
+        sample_size=128,
+        num_layers=40,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=1408,
+        mlp_ratio=4.3637,
+        use_style_cond_and_image_meta_size=False,
+    )
+
+
+def celebahq_unet():
+    """Of google/ddpm-celebahq-256."""
+    return diffusers.UNet2DModel(
+        sample_size=256,
+        block_out_channels=(128, 128, 256, 256, 512, 512),
+        down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+        attention_head_dim=None,
     )
 
 
@@ -187,6 +230,25 @@ MODELS: dict[str, tuple[dict[str, Callable], dict[str, tuple[int, ...]]]] = {
             "scheduler": diffusion,
         },
         {"text": (77, 2048), "summary": (1280,)},
+    ),
+    "Kolors": (
+        {
+            "text_encoder": lambda: chat_glm3_6b(256),
+            "unet": kolors_unet,
+            "vae": lambda: kl(4),
+            "scheduler": diffusion,
+        },
+        {"text": (256, 4096), "summary": (4096,)},
+    ),
+    "HunyuanDiT 1.2": (
+        {
+            "text_encoder": bert_hunyuan,
+            "text_encoder_2": lambda: mt5_xl(256),
+            "transformer": hunyuan_dit,
+            "vae": lambda: kl(4),
+            "scheduler": diffusion,
+        },
+        {"text": (77, 1024), "mask": (77,), "text_2": (256, 2048), "mask_2": (256,)},
     ),
     "PixArt-Sigma": (
         {
@@ -283,6 +345,7 @@ MODELS: dict[str, tuple[dict[str, Callable], dict[str, tuple[int, ...]]]] = {
         },
         {"text": (1024, 3584), "length": ()},
     ),
+    "pixel space, ddpm-celebahq-256": ({"unet": celebahq_unet, "scheduler": diffusers.DDPMScheduler}, {}),
 }
 
 
@@ -358,7 +421,7 @@ def measure(model, width, height, dtype, bpp, tiling):
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
-        if tiling:
+        if tiling and pipe.vae is not None:
             pipe.vae.enable_tiling()
         for name in [name for name in tokens if tokens[name]]:
             ids = torch.zeros(1, tokens[name], dtype=torch.int64)
@@ -386,7 +449,7 @@ def row(model, counts, sizes, peaks, pipe):
     alone = {part: peak + sizes.get(part.partition(",")[0], 0) for part, peak in peaks.items()}
     worst = max(alone, key=alone.get)
     first = 0 if from_pure_noise(pipe.noise_schedule()).knows_last else 1  # which is not asked at pure noise
-    numbers = " + ".join(f"{count / 1e9:.2f}" for count in (texts, counts[pipe.family.network], counts["vae"]))
+    numbers = " + ".join(f"{count / 1e9:.2f}" for count in (texts, counts[pipe.family.network], counts.get("vae", 0)))
     calls = f"{STEPS - first}, {STEPS - first + FINISHING}"
     memory = f"{weights / GIB:.1f} | {(weights + max(peaks.values())) / GIB:.1f} | {alone[worst] / GIB:.1f} ({worst})"
     return f"| {model} | {numbers} | {memory} | {calls} |"

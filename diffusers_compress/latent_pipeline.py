@@ -1,8 +1,12 @@
 """What the codecs on latent diffusion models share: the network's inputs and outputs, the autoencoder, the model's identity."""
 
+import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
 
+import diffusers
 import torch
 from torch import Tensor
 
@@ -20,18 +24,40 @@ FAMILY_COMPONENTS = [
     *("vae", "text_encoder", "tokenizer", "unet", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "transformer")
 ]
 
+# Options of `from_pretrained` that say where a model is.
+HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
 
 class LatentCodecMixin(CodecMixin):
     """With a scheduler and the components of one of `families.FAMILIES`."""
 
     _exclude_from_cpu_offload = ["hyperprior", "parameter_network", "hyper_encoder"]  # small, and read outside their forward
+    plain_network = True  # or one that sees more channels than its family's
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
 
     @classmethod
-    def _dict_from_json_file(cls, json_file, **options):
-        index = super()._dict_from_json_file(json_file, **options)
-        families.check_index(index)
-        return index
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **options) -> Self:
+        """As diffusers', but a network that no family knows is refused by its config, before any weights are fetched. ValueError."""
+        model = os.fspath(pretrained_model_name_or_path)
+        if Path(model).is_dir() or model.count("/") == 1:
+            with suppress(OSError):  # what is wrong with a model that cannot be had, is said below
+                cls.check_networks(model, options)
+        return super().from_pretrained(model, **options)
+
+    @classmethod
+    def check_networks(cls, model: str, options: dict) -> None:
+        """Look at the networks of a folder or a repository that are not given as options. ValueError if no family has such."""
+        source = {name: options[name] for name in HUB if name in options}
+        index = cls.load_config(model, **source)
+        for name, network in families.check_index(index, options).items():
+            if cls.plain_network:
+                config = getattr(diffusers, network).load_config(model, subfolder=name, **source)
+                families.check_config(network, config, str(index.get("_class_name")))
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        families.check_index(config_dict, kwargs)  # of a folder that a `DiffusionPipeline` with `custom_pipeline=` loads
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def encode_groups(self, pictures: list[Picture], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
         """Pictures of like size, in batches: their indices i, and their scaled latents [B, C, h, w]."""

@@ -1,11 +1,16 @@
 """Families of diffusion models in miniature, random and real: diffusers' own pipelines, which tests save and load."""
 
+import functools
 import string
+import tempfile
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -287,6 +292,87 @@ def pixart():
     )
 
 
+def hunyuan_dit():
+    torch.manual_seed(0)
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *(start + letter for start in ("", "##") for letter in string.printable),
+    ]
+    tokenizer = BertTokenizer({token: number for number, token in enumerate(tokens)}, model_max_length=77)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer_2 = t5_tokenizer()
+    return diffusers.HunyuanDiTPipeline(
+        text_encoder=BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=t5(tokenizer_2),
+        tokenizer_2=tokenizer_2,
+        vae=autoencoder(scaling_factor=0.13025),
+        transformer=diffusers.HunyuanDiT2DModel(
+            sample_size=8,
+            num_layers=4,
+            patch_size=2,
+            in_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            hidden_size=16,
+            cross_attention_dim=16,
+            cross_attention_dim_t5=32,
+            pooled_projection_dim=8,
+        ),
+        scheduler=diffusers.DDPMScheduler(**SD_NOISE | {"beta_end": 0.02}, prediction_type="v_prediction"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@functools.cache
+def sentences() -> tempfile.TemporaryDirectory:
+    """A folder with a model of sentencepiece that knows the lower-case letters: ChatGLM's tokenizer reads it again when it is saved."""
+    import sentencepiece
+
+    folder, letters = tempfile.TemporaryDirectory(), " ".join(string.ascii_lowercase)
+    options = {"model_type": "char", "vocab_size": 30, "minloglevel": 2}
+    with open(f"{folder.name}/tokenizer.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter([letters]), model_writer=file, **options)
+    return folder
+
+
+def chat_glm():
+    """Tokenizer and text encoder of width 32."""
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    tokenizer = ChatGLMTokenizer(f"{sentences().name}/tokenizer.model")
+    sizes = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 32, "kv_channels": 8, "num_attention_heads": 4}
+    attention = {"multi_query_attention": True, "multi_query_group_num": 2, "add_qkv_bias": True, "original_rope": True}
+    encoder = ChatGLMModel(ChatGLMConfig(padded_vocab_size=64, **sizes, **attention)).eval()
+    for weight in encoder.parameters():  # which begin as whatever is in memory
+        weight.data.normal_(std=0.3)
+    return {"tokenizer": tokenizer, "text_encoder": encoder}
+
+
+def kolors():
+    torch.manual_seed(0)
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 32,
+        "encoder_hid_dim": 32,
+        "encoder_hid_dim_type": "text_proj",
+    }
+    return diffusers.KolorsPipeline(
+        **chat_glm(),
+        vae=autoencoder(scaling_factor=0.13025),
+        unet=unet(use_linear_projection=True, **added),
+        scheduler=diffusers.EulerDiscreteScheduler(**SD_NOISE, timestep_spacing="leading"),
+    )
+
+
 def lumina_2():
     torch.manual_seed(0)
     return diffusers.Lumina2Pipeline(
@@ -420,6 +506,6 @@ def pixels():
     return diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(prediction_type="v_prediction"))
 
 
-DIFFUSION = (sd_epsilon, sd_v_prediction, sd_turbo, sdxl, pixart, pixels)
+DIFFUSION = (sd_epsilon, sd_v_prediction, sd_turbo, sdxl, kolors, pixart, hunyuan_dit, pixels)
 FLOW = (sd3, flux, flux_dev, flux_2, flux_2_klein, sana, lumina_2, qwen_image, z_image)
 FAMILIES = {make.__name__: make for make in (*DIFFUSION, *FLOW)}

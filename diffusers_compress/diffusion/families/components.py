@@ -10,6 +10,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    HunyuanDiT2DModel,
     Lumina2Transformer2DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
@@ -33,6 +34,7 @@ Transformer = (
     | Flux2Transformer2DModel
     | SanaTransformer2DModel
     | PixArtTransformer2DModel
+    | HunyuanDiT2DModel
     | Lumina2Transformer2DModel
     | QwenImageTransformer2DModel
     | ZImageTransformer2DModel

@@ -1,9 +1,9 @@
 """FLUX.1."""
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import config_of, flow_time, pack, unpack
+from diffusers_compress.diffusion.families.common import flow_time, pack, unpack
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -22,9 +22,8 @@ class Flux(StableDiffusion):
     T5_TOKENS = 512
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", cls.network_class)
-        return config is not None and config.out_channels in (None, config.in_channels)
+    def matches(cls, config: FrozenDict) -> bool:
+        return config.out_channels in (None, config.in_channels)
 
     def encode_prompt(self, prompts):
         summary = self.pipe.text_encoder(self.tokens("tokenizer", prompts)).pooler_output

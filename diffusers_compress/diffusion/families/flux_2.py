@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, Flux2KleinPipeline, Flux2Pipeline
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import config_of, flow_time, one_by_one, pack, unpack
+from diffusers_compress.diffusion.families.common import flow_time, one_by_one, pack, unpack
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.weights import stored
 
@@ -24,9 +25,8 @@ class Flux2(StableDiffusion):
     patch = 2
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", cls.network_class)
-        return config is not None and config.out_channels in (None, config.in_channels)
+    def matches(cls, config: FrozenDict) -> bool:
+        return config.out_channels in (None, config.in_channels)
 
     def encode_prompt(self, prompts):
         is_klein = self.pipe.text_encoder.config.model_type.startswith("qwen")

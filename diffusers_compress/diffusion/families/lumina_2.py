@@ -1,8 +1,9 @@
 """Lumina-Image 2.0."""
 
-from diffusers import DiffusionPipeline, Lumina2Pipeline
+from diffusers import Lumina2Pipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import config_of, flow_time
+from diffusers_compress.diffusion.families.common import flow_time
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -20,9 +21,8 @@ class Lumina2(StableDiffusion):
     patch = 2
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", cls.network_class)
-        return config is not None and config.out_channels in (None, config.in_channels) and config.patch_size == 2
+    def matches(cls, config: FrozenDict) -> bool:
+        return config.out_channels in (None, config.in_channels) and config.patch_size == 2
 
     def encode_prompt(self, prompts):
         return self.text_and_mask(Lumina2Pipeline, prompts)

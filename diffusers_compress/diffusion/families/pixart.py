@@ -1,9 +1,9 @@
 """PixArt-Sigma."""
 
 import torch
-from diffusers import DiffusionPipeline, PixArtSigmaPipeline
+from diffusers import PixArtSigmaPipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import config_of
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -20,9 +20,8 @@ class PixArt(StableDiffusion):
     patch = 2
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", cls.network_class)
-        if config is None or config.patch_size != 2:
+    def matches(cls, config: FrozenDict) -> bool:
+        if config.patch_size != 2:
             return False
         sizes = config.use_additional_conditions
         return not (config.sample_size == 128 if sizes is None else sizes)  # PixArt-alpha at 1024 pixels asks for sizes

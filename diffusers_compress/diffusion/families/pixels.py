@@ -1,9 +1,8 @@
 """Unconditional models in pixel space."""
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import config_of
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -15,15 +14,14 @@ class Pixels(StableDiffusion):
     parts = ("unet",)
     lora = None
 
+    def __init__(self, pipe):
+        super().__init__(pipe)
+        if getattr(pipe, "vae", None) is not None:
+            raise ValueError("an unconditional model on the latents of an autoencoder is not supported; those in pixel space are")
+
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "unet", cls.network_class)
-        return (
-            config is not None
-            and config.in_channels == 3
-            and config.class_embed_type is None
-            and getattr(pipe, "vae", None) is None
-        )
+    def matches(cls, config: FrozenDict) -> bool:
+        return config.in_channels == 3 and config.class_embed_type is None
 
     @property
     def patch(self):

@@ -1,9 +1,10 @@
 """Qwen-Image."""
 
 import torch
-from diffusers import DiffusionPipeline, QwenImagePipeline
+from diffusers import QwenImagePipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import by_length, config_of, flow_time, mean_of, pack, padded, unpack
+from diffusers_compress.diffusion.families.common import by_length, flow_time, mean_of, pack, padded, unpack
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -21,13 +22,9 @@ class QwenImage(StableDiffusion):
     patch = 2
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", cls.network_class)
-        return (
-            config is not None
-            and config.in_channels == 4 * (config.out_channels or 0)
-            and not (config.guidance_embeds or config.use_additional_t_cond or config.use_layer3d_rope)
-        )
+    def matches(cls, config: FrozenDict) -> bool:
+        more = config.guidance_embeds or config.use_additional_t_cond or config.use_layer3d_rope
+        return config.in_channels == 4 * (config.out_channels or 0) and not more
 
     @property
     def channels(self):

@@ -2,9 +2,10 @@
 
 import inspect
 
-from diffusers import DiffusionPipeline, SanaPipeline
+from diffusers import SanaPipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import config_of, flow_time
+from diffusers_compress.diffusion.families.common import flow_time
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -21,9 +22,8 @@ class Sana(StableDiffusion):
     flow = True
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", cls.network_class)
-        if config is None or config.guidance_embeds:  # SANA-Sprint, with a schedule of its own
+    def matches(cls, config: FrozenDict) -> bool:
+        if config.guidance_embeds:  # SANA-Sprint, with a schedule of its own
             return False
         return config.in_channels == config.out_channels and config.patch_size == 1
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
-from diffusers_compress.diffusion.families.common import config_of, mean_of, one_by_one
+from diffusers_compress.diffusion.families.common import mean_of, one_by_one
 
 
 class StableDiffusion:
@@ -29,9 +30,9 @@ class StableDiffusion:
         self.pipe = pipe
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "unet", cls.network_class)
-        return config is not None and config.addition_embed_type is None and config.in_channels == config.out_channels
+    def matches(cls, config: FrozenDict) -> bool:
+        """Whether a network of `network_class` with this config is of the family: it takes what `predict` gives it, and nothing else."""
+        return config.addition_embed_type is None and config.in_channels == config.out_channels
 
     @property
     def channels(self) -> int:
@@ -84,10 +85,11 @@ class StableDiffusion:
     def device(self) -> torch.device:
         return self.pipe._execution_device
 
-    def own_pipeline(self, kind: type[DiffusionPipeline]) -> DiffusionPipeline:
+    def own_pipeline(self, kind: type[DiffusionPipeline], **options) -> DiffusionPipeline:
         """diffusers' own pipeline of the family, without a network: what it makes of a prompt is what the network was trained on."""
         needed = [name for name, own in inspect.signature(kind).parameters.items() if own.default is own.empty]
-        return kind(**dict.fromkeys(needed) | {"text_encoder": self.pipe.text_encoder, "tokenizer": self.pipe.tokenizer})
+        texts = {"text_encoder": self.pipe.text_encoder, "tokenizer": self.pipe.tokenizer}
+        return kind(**dict.fromkeys(needed) | texts | options)
 
     def text_and_mask(
         self, kind: type[DiffusionPipeline], prompts: list[str], options: Callable[[str], dict] = lambda prompt: {}

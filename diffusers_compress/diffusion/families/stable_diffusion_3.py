@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import config_of, flow_time
+from diffusers_compress.diffusion.families.common import flow_time
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -21,9 +21,8 @@ class StableDiffusion3(StableDiffusion):
     T5_TOKENS = 256
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", cls.network_class)
-        return config is not None and config.in_channels == config.out_channels and config.patch_size == 2
+    def matches(cls, config: FrozenDict) -> bool:
+        return config.in_channels == config.out_channels and config.patch_size == 2
 
     def encode_prompt(self, prompts):
         ids, dtype = self.tokens("tokenizer", prompts), self.pipe.transformer.dtype

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import config_of
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -14,18 +14,16 @@ class StableDiffusionXL(StableDiffusion):
     """SDXL: two text encoders, and a UNet that is conditioned on a summary of the text and on the picture's size.  Podell et al. 2023."""
 
     models = "SDXL"
-    parts = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     lora = "StableDiffusionXLLoraLoaderMixin"
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "unet", cls.network_class)
-        if config is None or config.encoder_hid_dim_type == "text_proj":  # Kolors, with another text encoder
-            return False
-        return config.addition_embed_type == "text_time" and config.in_channels == config.out_channels
+    def matches(cls, config: FrozenDict) -> bool:
+        own_text = config.encoder_hid_dim_type != "text_proj"  # unlike Kolors'
+        return own_text and config.addition_embed_type == "text_time" and config.in_channels == config.out_channels
 
     def encode_prompt(self, prompts):
-        text, summary = self.two_clips(prompts)
+        text, summary = self.text_and_summary(prompts)
         if self.zeros_for_empty:  # as in training
             given = torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
             text, summary = text * given[:, None, None], summary * given[:, None]
@@ -35,7 +33,7 @@ class StableDiffusionXL(StableDiffusion):
     def zeros_for_empty(self) -> bool:
         return self.pipe.config.force_zeros_for_empty_prompt is not False
 
-    def two_clips(self, prompts):
+    def text_and_summary(self, prompts):
         """Last but one layer of both text encoders [B, tokens, dim + dim_2], and the summary of the second [B, dim]."""
         first, second = (
             getattr(self.pipe, encoder)(self.tokens(tokenizer, prompts), output_hidden_states=True)

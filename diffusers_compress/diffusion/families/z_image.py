@@ -1,9 +1,10 @@
 """Z-Image."""
 
 import torch
-from diffusers import DiffusionPipeline, ZImagePipeline
+from diffusers import ZImagePipeline
+from diffusers.configuration_utils import FrozenDict
 
-from diffusers_compress.diffusion.families.common import by_length, config_of, flow_time, padded
+from diffusers_compress.diffusion.families.common import by_length, flow_time, padded
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 
 
@@ -21,9 +22,8 @@ class ZImage(StableDiffusion):
     patch = 2
 
     @classmethod
-    def matches(cls, pipe: DiffusionPipeline) -> bool:
-        config = config_of(pipe, "transformer", cls.network_class)
-        return config is not None and config.siglip_feat_dim is None and 2 in config.all_patch_size
+    def matches(cls, config: FrozenDict) -> bool:
+        return config.siglip_feat_dim is None and 2 in config.all_patch_size
 
     def encode_prompt(self, prompts):
         own = self.own_pipeline(ZImagePipeline)
