@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from diffusers_compress.format.container import Header
@@ -62,6 +63,24 @@ def check_walk(num_inference_steps: int | None, realism: float = 1.0) -> None:
 def check_output_type(output_type: str) -> None:
     """ValueError for an argument of `decompress` out of its range."""
     check_choice("output_type", output_type, ("pil", "np", "pt"))
+
+
+def samples(contents: list, count: int, draws: bool) -> list:
+    """What was read of files, each `count` times: with the seeds s, s + 1, ... if its parameters hold a seed.
+
+    ValueError for another number than 1 if they hold none, and the decoder does not draw at random.
+    """
+    check_positive("num_images_per_prompt", count)
+    seeded = all(hasattr(parameters, "seed") for _, parameters, *_ in contents)
+    if count > 1 and not (seeded or draws):
+        raise ValueError("num_images_per_prompt must be 1: decoded so, nothing is drawn at random, and a file is one picture")
+    if count == 1 or not seeded:
+        return [content for content in contents for _ in range(count)]
+    return [
+        (header, replace(parameters, seed=(parameters.seed + k) % 2**32), *rest)
+        for header, parameters, *rest in contents
+        for k in range(count)
+    ]
 
 
 def generators_of(generator: Any, count: int) -> list:

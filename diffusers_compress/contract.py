@@ -147,6 +147,7 @@ class ImageCodec(Protocol):
         allow_other_model: bool = False,
         batch_size: int = 8,
         output_type: str = "pil",
+        num_images_per_prompt: int = 1,
         **options: Any,
     ) -> "DecompressOutput":
         """Files to pictures of their original sizes.
@@ -157,6 +158,8 @@ class ImageCodec(Protocol):
             allow_other_model: decode although the file was made with other weights, to another picture.
             batch_size: files of like size that go through the networks together at most.
             output_type: "pil", "np" or "pt".
+            num_images_per_prompt: pictures of each file, which follow one another in the output: of seeds s, s + 1, ... if the file holds a
+                seed s, else by a decoder that draws at random. Any other decoder refuses more than 1.
             callback_on_step_end: called after each network call with the pipeline, the step's number, its noisiest timestep and the
                 tensors that `callback_on_step_end_tensor_inputs` names: "latents", x_t, and "noise_pred", the network's output. What it
                 returns counts for nothing.

@@ -18,6 +18,8 @@ from diffusers_compress.metrics import distortion
 OURS = "diffusers_compress"
 RATES = (0.05, 0.1, 0.2)  # bits per pixel of a card's table
 PIPELINE_FILE = "pipeline"
+# diffusers reads the file and the class of `_class_name`, and prints all of it where it cannot load such a pipeline.
+HINT = "of the package diffusers_compress: take DiffusionPipeline.from_pretrained(..., trust_remote_code=True)"
 WEIGHTS = [
     f"{stem}{variant}.{suffix}"
     for stem in ("model", "pytorch_model", "diffusion_pytorch_model")
@@ -46,7 +48,7 @@ def known_index(config: dict, known: set[str]) -> dict:
     if calibration is not None and "calibration" in known:
         config["calibration"] = calibration
     if isinstance(config.get("_class_name"), list):
-        config["_class_name"] = config["_class_name"][-1]
+        config["_class_name"] = config["_class_name"][1]
     for name, value in list(config.items()):
         if isinstance(value, (list, tuple)) and not name.startswith("_"):
             if value[0] == module_of(name):
@@ -67,7 +69,7 @@ def write_loaders(folder: Path) -> None:
     index = folder / "model_index.json"
     config = json.loads(index.read_text(encoding="utf-8"))
     write_loader(folder / f"{PIPELINE_FILE}.py", config["_class_name"])
-    config["_class_name"] = [PIPELINE_FILE, config["_class_name"]]
+    config["_class_name"] = [PIPELINE_FILE, config["_class_name"], HINT]
     for name, value in config.items():
         if isinstance(value, list) and value[0] == OURS:
             write_loader(folder / name / f"{module_of(name)}.py", value[1])
@@ -86,7 +88,8 @@ def forget_paths(folder: Path) -> None:
 
 def write_loader(path: Path, name: str) -> None:
     path.write_text(
-        f'"""From the package diffusers_compress."""\n\nfrom {OURS} import {name}\n\n__all__ = ["{name}"]\n', encoding="utf-8"
+        f'"""From the package diffusers_compress."""\n\nfrom {OURS} import {name}\n\n__all__ = ["{name}"]\n',
+        encoding="utf-8",
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,6 +55,17 @@ def with_dtypes(options: dict) -> dict:
         return found
 
     return {name: typed(value) if name in ("dtype", "torch_dtype") else value for name, value in options.items()}
+
+
+@contextmanager
+def explained(model: str, revision: str | None = None) -> Iterator[None]:
+    """Around what loads a model: an OSError of one line for what went wrong with the Hub."""
+    try:
+        yield
+    except OSError as error:
+        if (said := reason(error, model, revision)) is None:
+            raise
+        raise OSError(said) from None
 
 
 def reason(error: Exception, model: str, revision: str | None = None) -> str | None:

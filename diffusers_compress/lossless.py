@@ -68,6 +68,8 @@ def decodes(lossy: Callable) -> Callable:
         found = {i: file for i, data in enumerate(files) if (file := format.read(data, limits)) is not None}
         if not found:
             return lossy(**given)
+        if given.get("num_images_per_prompt", 1) != 1:
+            raise ValueError("num_images_per_prompt must be 1: a lossless file holds one picture; `extract` gives its lossy part")
         exact = {i: file for i, file in found.items() if file.pixels is not None}
         rest = [i for i in range(len(files)) if i not in exact]
         given["bitstreams"] = [found[i].lossy if i in found else files[i] for i in rest]

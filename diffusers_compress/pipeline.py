@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusers_compress import hub, images, loading, lossless, quality
-from diffusers_compress.arguments import check_output_type, check_rates, permitted_bytes
+from diffusers_compress.arguments import check_output_type, check_rates, permitted_bytes, samples
 from diffusers_compress.contract import CODECS, known_numbers, name_of
 from diffusers_compress.errors import WrongModel
 from diffusers_compress.fingerprint import has_adapters
@@ -51,6 +51,7 @@ class Decoding(TypedDict, total=False):
     allow_other_model: bool
     limits: Limits
     batch_size: int
+    num_images_per_prompt: int
     callback_on_step_end: Callback
     callback_on_step_end_tensor_inputs: list[str]
 
@@ -135,7 +136,7 @@ def round_trip(codec: type) -> Callable:
         self.decompress([], **decoding)  # an argument out of its range is refused before the work
         sent = self.compress(image, **{name: given[name] for name in compressing if name in given})
         decoded = self.decompress(sent.bitstreams, **decoding)
-        notes = [of_picture + of_file for of_picture, of_file in zip(sent.notes, decoded.notes)]
+        notes = [sent.notes[i // decoding.get("num_images_per_prompt", 1)] + of_file for i, of_file in enumerate(decoded.notes)]
         output = RoundTripOutput(images=decoded.images, bitstreams=sent.bitstreams, bpp=sent.bpp, notes=notes)
         return output if return_dict else output.to_tuple()
 
@@ -175,12 +176,8 @@ class CodecMixin:
             loading.check_folder(Path(model), wanted, options["use_safetensors"])
         elif model.count("/") != 1:
             raise FileNotFoundError(f"{model}: no such model folder")
-        try:
+        with loading.explained(model, options.get("revision")):
             return super().from_pretrained(model, **options)
-        except OSError as error:
-            if (reason := loading.reason(error, model, options.get("revision"))) is None:
-                raise
-        raise OSError(reason)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **options) -> str:
@@ -281,19 +278,22 @@ class CodecMixin:
         self,
         read: Callable,
         bitstreams: bytes | list[bytes],
+        draws: bool = False,
         *,
         output_type: str = "pil",
         allow_other_model: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         batch_size: int = 8,
+        num_images_per_prompt: int = 1,
         callback_on_step_end: Callback = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
     ) -> Files:
         """What `decompress` starts from: what read(data, limits) makes of each file, and the rest as it is used. BitstreamError by kind;
-        ValueError for an argument out of its range."""
+        ValueError for an argument out of its range. draws: whether the decoder's pictures differ although files have no seed."""
         check_output_type(output_type)
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
         files = [read(data, limits) for data in ([bitstreams] if isinstance(bitstreams, (bytes, bytearray)) else bitstreams)]
+        files = samples(files, num_images_per_prompt, draws)
         notes = self.check_model([header for header, *_ in files], allow_other_model)
         return Files(files, notes, output_type, limits, batch_size, watch)
 

@@ -179,7 +179,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         check_choice("reconstruction", reconstruction, RECONSTRUCTIONS if finisher is None else ("flow",))
         check_walk(num_inference_steps, realism)
         student = finisher_of(self, finisher)
-        opened = self.read_files(read_file, bitstreams, **shared)
+        opened = self.read_files(read_file, bitstreams, reconstruction == "ancestral", **shared)
         files, notes, watch = opened.contents, opened.notes, opened.watch
         generators, coded = generators_of(generator, len(files)), schedule.from_pure_noise(self.noise_schedule())
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_compress import images, loading
-from diffusers_compress.arguments import check_positive, check_walk, prompts_of
+from diffusers_compress.arguments import check_walk, prompts_of
 from diffusers_compress.codecs.perco.format import MAX_SEED, WORDS, Parameters, read_file
 from diffusers_compress.codecs.perco.payload import bits_of, smallest_file, unpack_payload
 from diffusers_compress.coding import randomness
@@ -61,6 +61,7 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->hyper_encoder->unet->vae"
     _optional_components = ["hyper_encoder"]
+    plain_network = False
 
     def __init__(
         self,
@@ -151,9 +152,8 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
     def decompress(
         self,
         bitstreams: bytes | list[bytes],
-        num_images: int = 1,
-        realism: float = 1.0,
         num_inference_steps: int = 20,
+        realism: float = 1.0,
         guidance_scale: float = 3.0,
         **shared: Unpack[Decoding],
     ) -> DecompressOutput:
@@ -161,10 +161,8 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
 
         Args:
             bitstreams: one file or a list.
-            num_images: candidates for each file: the first from the file's seed s, the others from s + 1, s + 2, ... They follow one
-                another in the output.
-            realism: in [0, 1], between the mean of all such pictures, as the first call guesses it, and one of them, see `diffusion.realism`.
             num_inference_steps: network calls; published: 20, and 5 above 0.05 bits per pixel.
+            realism: in [0, 1], between the mean of all such pictures, as the first call guesses it, and one of them, see `diffusion.realism`.
             guidance_scale: above 1, guidance towards the file's caption; the sketch stays in both branches. Published: 3.
             shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`. The
                 codebook must be the file's own.
@@ -174,7 +172,6 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range, or an untrained model.
         """
         check_walk(num_inference_steps, realism)
-        check_positive("num_images", num_images)
         self.check_trained()
         opened = self.read_files(read_file, bitstreams, **shared)
         files = opened.contents
@@ -183,13 +180,11 @@ class PerCoPipeline(LatentCodecMixin, DiffusionPipeline):
             self.read_payload(payload, parameters, shape, opened.limits) for (_, parameters, payload), shape in zip(files, shapes)
         ]
 
-        pictures = [None] * len(files) * num_images
-        for group in groups_of(opened.batch_size, [shape for shape in shapes for _ in range(num_images)]):
-            sources = [i // num_images for i in group]
-            headers = [files[source][0] for source in sources]
-            seeds = [(files[source][1].seed + i % num_images) & MAX_SEED for i, source in zip(group, sources)]
-            grids, texts = zip(*(read[source] for source in sources))
-            shape = shapes[sources[0]]
+        pictures = [None] * len(files)
+        for group in groups_of(opened.batch_size, shapes):
+            headers, seeds = [files[i][0] for i in group], [files[i][1].seed for i in group]
+            grids, texts = zip(*(read[i] for i in group))
+            shape = shapes[group[0]]
             x_0 = self.paint(
                 torch.stack(grids), list(texts), seeds, shape, num_inference_steps, guidance_scale, opened.watch, realism
             )

@@ -135,7 +135,7 @@ class UQDMPipeline(CodecMixin, DiffusionPipeline):
         """
         check_walk(num_inference_steps)
         check_choice("reconstruction", reconstruction, loop.RECONSTRUCTIONS)
-        files = self.read_files(read_file, bitstreams, **shared)
+        files = self.read_files(read_file, bitstreams, reconstruction == "ancestral", **shared)
         generators = generators_of(generator, len(files.contents))
 
         pictures = []

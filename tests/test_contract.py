@@ -238,6 +238,19 @@ def test_a_round_trip_tells_the_notes_of_both_ends(key, pipe, pictures, monkeypa
     assert [notes[-1] for notes in out.notes] == ["the decoder's"] * 2
 
 
+def test_several_pictures_of_a_file(pipe, files):
+    """Of seeds that follow one another; a decoder that draws nothing refuses."""
+    several = {"num_images_per_prompt": 2, "num_inference_steps": 1, "output_type": "np"}
+    if "seed" in codecs.describe(files[1]):
+        first, second = pipe.decompress(files[1], **several).images
+        assert np.abs(first - second).max() > 0.01
+        with pytest.raises(ValueError, match="num_images_per_prompt must be at least 1"):
+            pipe.decompress(files[1], num_images_per_prompt=0)
+    else:
+        with pytest.raises(ValueError, match="num_images_per_prompt must be 1: .* nothing is drawn"):
+            pipe.decompress(files[1], **several)
+
+
 def test_a_callback_looks_on(key, pipe, pictures, files):
     """It sees each network call, in order; what it does to the tensors, or returns, changes nothing."""
     seen = []

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from test_perco import make as perco
 
 from diffusers_compress import DiffCPipeline, PerCoPipeline, RelicPipeline, WrongModel
+from diffusers_compress.outputs import DecompressOutput
 
 CLASSES = {"diffc": DiffCPipeline, "relic": RelicPipeline, "perco": PerCoPipeline}
 OPTIONS = {"diffc": {"max_bytes": 80, "num_coding_steps": 2}, "relic": {"max_bytes": 80}, "perco": {}}
@@ -62,11 +63,21 @@ def test_outputs_as_dictionary_and_tuple(codec, pipe, photo):
 
 def test_kinds_of_output_hold_the_same_picture(pipe, coded):
     as_np, as_pt, as_pil = (
-        pipe.decompress(coded, num_inference_steps=2, output_type=kind).images[0] for kind in ("np", "pt", "pil")
+        pipe.decompress(coded, num_inference_steps=2, output_type=kind).images for kind in ("np", "pt", "pil")
     )
-    assert as_pt.shape == (3, 64, 96) and as_np.shape == (64, 96, 3)
+    assert as_pt.shape == (1, 3, 64, 96) and as_np.shape == (1, 64, 96, 3) and isinstance(as_pil, list)
+    as_np, as_pt, as_pil = as_np[0], as_pt[0], as_pil[0]
     assert_same(as_np, as_pt.permute(1, 2, 0).numpy())
     assert_same(as_np, np.asarray(as_pil) / 255)
+
+
+def test_pictures_of_one_size_are_one_array():
+    """As diffusers' own pipelines return them; of different sizes they are a list."""
+    for zeros in (np.zeros, torch.zeros):
+        equal, unequal = ([zeros((3, 4, 5)), zeros((3, 4, side))] for side in (5, 6))
+        assert DecompressOutput(images=equal, notes=[]).images.shape == (2, 3, 4, 5)
+        assert DecompressOutput(images=unequal, notes=[]).images is unequal
+    assert DecompressOutput(images=[], notes=[]).images == []
 
 
 def test_components_make_another_pipeline(codec, pipe, coded, photo):

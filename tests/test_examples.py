@@ -94,7 +94,7 @@ def test_calibrate_and_push(run, pictures, tmp_path, tiny_sd_folder):
     ]
     (pictures / "notes.txt").write_text("no picture")
     run("calibrate_and_push.py", pictures, "me/codec", *options)
-    assert json.loads((tmp_path / "repository/model_index.json").read_text())["_class_name"] == ["pipeline", "DiffCPipeline"]
+    assert json.loads((tmp_path / "repository/model_index.json").read_text())["_class_name"][:2] == ["pipeline", "DiffCPipeline"]
     for pipeline in (DiffCPipeline, RelicPipeline):
         assert {"error", "latent"} == pipeline.from_pretrained(tmp_path / "repository").config.calibration.keys()
 

@@ -183,6 +183,8 @@ def test_lossless_and_lossy_files_together(key, pipe, picture, data):
         np.rint(255 * out.images[2]), array(small)
     )
     assert np.allclose(out.images[0], out.images[3], atol=1e-3) and out.notes[0] == [] and "cut" in out.notes[3][-1]
+    with pytest.raises(ValueError, match="a lossless file holds one picture"):
+        pipe.decompress([lossy, data], num_images_per_prompt=2)
 
 
 def test_every_cut_and_every_flipped_bit_is_noticed(data):

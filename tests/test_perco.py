@@ -157,7 +157,7 @@ def test_wrong_arguments_are_named(pipe, photo, options, message):
 
 
 def test_wrong_arguments_of_decompress_are_named(pipe, coded):
-    for options in ({"num_images": 0}, {"num_inference_steps": 0}, {"output_type": "jpeg"}):
+    for options in ({"num_images_per_prompt": 0}, {"num_inference_steps": 0}, {"output_type": "jpeg"}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
             pipe.decompress(coded, **options)
 
@@ -169,7 +169,7 @@ def test_the_seed_decides_the_picture(pipe, photo, coded):
     other = pipe.compress(photo, prompt=CAPTION, seed=8).bitstreams[0]
     first, again, second = decoded(pipe, coded), decoded(pipe, coded), decoded(pipe, other)
     assert np.abs(first - again).max() < 1.01 / 255 and np.abs(first - second).max() > 0.02
-    candidates = pipe.decompress([coded, other], num_images=2, output_type="np", num_inference_steps=3).images
+    candidates = pipe.decompress([coded, other], num_images_per_prompt=2, output_type="np", num_inference_steps=3).images
     for image, expected in zip(candidates, [first, second, second]):
         assert np.abs(image - expected).max() < 0.01
     assert len(candidates) == 4
@@ -178,7 +178,7 @@ def test_the_seed_decides_the_picture(pipe, photo, coded):
 def test_the_last_seed_is_followed_by_the_first(pipe, photo):
     last, first = (pipe.compress(photo, seed=seed).bitstreams[0] for seed in (2**32 - 1, 0))
     assert len(last) == len(first) + 5
-    candidates = pipe.decompress(last, num_images=2, output_type="np", num_inference_steps=3).images
+    candidates = pipe.decompress(last, num_images_per_prompt=2, output_type="np", num_inference_steps=3).images
     assert np.abs(candidates[1] - decoded(pipe, first)).max() < 0.01
 
 

@@ -125,6 +125,10 @@ def test_a_generator_for_each_picture(tiny_sd_folder, photo):
     first, second = draw(1, 2)
     assert_same(second, draw(2)[0])
     assert np.abs(first - second).max() > 0.02
+    generators = [torch.Generator().manual_seed(seed) for seed in (2, 1)]
+    out = pipe(photo, max_bytes=60, num_coding_steps=2, num_images_per_prompt=2, generator=generators, **options)
+    assert out.bitstreams == [data] and out.notes == [[], []]
+    assert_same(out.images, np.stack([second, first]))
     with pytest.raises(ValueError, match="1 generators.*2 files"):
         pipe.decompress([data] * 2, generator=[torch.Generator()], **options)
     with pytest.raises(ValueError, match="2 generators.*1 files"):

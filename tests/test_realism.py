@@ -97,7 +97,9 @@ def test_perco_has_the_dial():
     data = pipe.compress(np.stack([np.tile(x, (64, 1))] * 3, -1)).bitstreams[0]
 
     def spread(realism):
-        first, second = pipe.decompress(data, num_images=2, num_inference_steps=4, realism=realism, output_type="np").images
+        first, second = pipe.decompress(
+            data, num_images_per_prompt=2, num_inference_steps=4, realism=realism, output_type="np"
+        ).images
         return np.abs(first - second).mean()
 
     assert spread(0.0) < 0.6 * spread(1.0) and spread(0.0) < spread(0.5) < spread(1.0)

@@ -12,7 +12,7 @@ def said(python, *arguments):
 
 def test_files_and_pictures_are_those_of_the_cpu(python):
     cells = said(python, "equal")
-    assert len(cells) == 30 and [name for name, equal in cells.items() if not equal] == []
+    assert len(cells) == 32 and [name for name, equal in cells.items() if not equal] == []
 
 
 def test_a_coded_step_costs_no_more_than_this(python):
