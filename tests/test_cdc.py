@@ -2,16 +2,20 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from golden import make
+from PIL import Image
 
 from diffusers_compress import CDCContextModel, CDCPipeline, CDCScheduler, embedded_model
 from diffusers_compress.codecs.cdc.format import Parameters, describe, read_file
 from diffusers_compress.diffusion import equations
 from diffusers_compress.errors import Corrupt, WrongModel
+from diffusers_compress.images import to_tensor
+from diffusers_compress.metrics.wasserstein import wasserstein_distortion
 from diffusers_compress.models import fixed_point
 from diffusers_compress.models.cdc_context import std_thresholds
 from diffusers_compress.models.fixed_point import FixedPointConv
@@ -157,10 +161,11 @@ def test_standard_deviations_find_the_nearest_table():
 # --------------------------------------------------------------------------------------------------------------------- rate
 
 
-def test_files_are_as_large_as_the_model_says(embedded, photo):
+@pytest.mark.parametrize("fidelity", [0.5, 1.0])
+def test_files_are_as_large_as_the_model_says(embedded, photo, fidelity):
     """Within 1 % of the bits of its probabilities, in floats and before means and scales are put on the tables' grid."""
     image = photo.resize((256, 192))
-    header, parameters, payload = read_file(embedded.compress(image, fidelity=0.5).bitstreams[0])
+    header, parameters, payload = read_file(embedded.compress(image, fidelity=fidelity).bitstreams[0])
     x = torch.from_numpy(pixels(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         _, bits = embedded.context_model.eval()(x, embedded.rates([parameters.level]))
@@ -213,6 +218,16 @@ def test_a_preview_is_near_the_picture_in_a_single_pass(embedded, published, pho
     assert decibels(preview, image) > 24 and decibels(painted, image) > 24
     with pytest.raises(ValueError, match="not trained to give previews"):
         published.decompress(published.compress(photo).bitstreams[0], preview=True)
+
+
+def test_noise_trades_the_least_error_for_texture(embedded):
+    """At the lowest rate, where the file leaves most of the wood's texture open."""
+    with Image.open(Path(embedded_model()).parent / "coffee.jpg") as image:
+        image = image.convert("RGB").crop((0, 160, 144, 256))
+    data = embedded.compress(image, fidelity=0.01).bitstreams[0]
+    smooth, noisy = (embedded.decompress(data, gamma=gamma, num_inference_steps=4).images[0] for gamma in (0.0, 0.8))
+    distortion = [float(wasserstein_distortion(*(to_tensor(i)[0] / 2 + 0.5 for i in (image, each)))) for each in (smooth, noisy)]
+    assert decibels(image, noisy) < decibels(image, smooth) and distortion[1] < distortion[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

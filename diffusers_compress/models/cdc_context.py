@@ -147,14 +147,14 @@ class CDCContextModel(ModelMixin, ConfigMixin):
     # ---------------------------------------------------------------------------------------------------------- training
 
     def forward(self, x: Tensor, rate: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Pictures [B, C, H, W] -> (context, bits [B]) by the model's probabilities. In training the bits are those of uniform noise, and
-        gradients go straight through the rounding, from which the context follows."""
+        """Pictures [B, C, H, W] -> (context, bits [B]) by the model's probabilities, those of the tables. In training the bits
+        are those of uniform noise, and gradients go straight through the rounding, from which the context follows."""
         y, z = (a.float() for a in self.analyse(x, rate))
-        z_mean = self.z_mean[:, None, None]
-        bits = code_length(self.disturbed(z - z_mean), self.z_indices(rounded)[:, None, None]).flatten(1).sum(1)
+        z_mean, in_tables = self.z_mean[:, None, None], not self.training
+        bits = code_length(self.disturbed(z - z_mean), self.z_indices(rounded)[:, None, None], in_tables).flatten(1).sum(1)
         mean, index = self.distributions(rounded(z - z_mean) + z_mean, rate)
         mean, index = (a.float()[..., : y.shape[2], : y.shape[3]] for a in (mean, index))
-        bits = bits + code_length(self.disturbed(y - mean), index).flatten(1).sum(1)
+        bits = bits + code_length(self.disturbed(y - mean), index, in_tables).flatten(1).sum(1)
         return self.synthesise(rounded(y - mean) + mean, rate), bits
 
     def disturbed(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffusers_compress._diffusers import ModelMixin
 from diffusers_compress.coding.context_model import NEIGHBOURS, batches, order, relative, surroundings
-from diffusers_compress.coding.logistic import PER_OCTAVE, UNIT
+from diffusers_compress.coding.logistic import PER_OCTAVE, REACH, TOTAL, UNIT
 
 LIMIT = 127  # of weights and activations
 PARTS = 32  # a spread, in activations
@@ -206,12 +206,16 @@ def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[in
             earlier[0, :, c] = deviation(torch.from_numpy(value), centre[0, c], spread[0, c])
 
 
-def code_length(offset: Tensor, index: Tensor) -> Tensor:
-    """Bits of integers that lie `offset` above the mean of a logistic distribution with the scale that `index` stands for."""
+def code_length(offset: Tensor, index: Tensor, in_tables: bool = False) -> Tensor:
+    """Bits of integers that lie `offset` above the mean of a logistic distribution with the scale that `index` stands for.
+
+    `in_tables`: as files code them, where each symbol has a least probability.
+    """
     rate = torch.exp2(5 - index / PER_OCTAVE)
     above, below = (offset + 0.5) * rate, (offset - 0.5) * rate
     # F(above) - F(below) = F(above) F(-below) (1 - exp(below - above)) for the logistic function F
-    return (F.softplus(-above) + F.softplus(below) - torch.log(-torch.expm1(-rate))) / math.log(2)
+    bits = (F.softplus(-above) + F.softplus(below) - torch.log(-torch.expm1(-rate))) / math.log(2)
+    return -((1 - (2 * REACH + 1) / TOTAL) * torch.exp2(-bits) + 1 / TOTAL).log2() if in_tables else bits
 
 
 def level_of(x: Tensor) -> Tensor:
