@@ -79,7 +79,12 @@ class LatentCodecMixin(CodecMixin):
         if finisher is None or realism == 0:
             walks = [dial(solvers.solve(x_t, t, num_steps, noise, self.scheduler), realism, noise) for x_t, t in ends]
             return torch.cat(self.run(walks, prompts, guidance_scale, watch))
-        walks = [finisher.walk(x_t, t, noise, num_steps) for x_t, t in ends]
+        ways = [finisher.way(t, num_steps) for _, t in ends]
+        x_s = [x_t for x_t, _ in ends]
+        if any(len(way) > 1 for way, _ in ways):
+            leads = [solvers.follow(x_t, way, noise) for x_t, (way, _) in zip(x_s, ways)]
+            x_s = self.run(leads, prompts, guidance_scale, watch)
+        walks = [finisher.walk(x, way[-1], noise, calls) for x, (way, calls) in zip(x_s, ways)]
         sample = torch.cat(finisher.pipe.run(walks, prompts, guidance_scale, watch))
         return sample if realism == 1 else blend(self.finish(ends, prompts, 1, 0.0, guidance_scale, watch), sample, realism)
 

@@ -12,11 +12,14 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from diffusers_compress import DiffCPipeline, RelicPipeline
+from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images
 from diffusers_compress.cli.decode import decoding
+from diffusers_compress.cli.demo import demo_photo
 from diffusers_compress.coding import randomness
 from diffusers_compress.diffusion import finishers, schedule, solvers
 from diffusers_compress.evaluation.codec import parse_codec
+from diffusers_compress.metrics import distortion
+from diffusers_compress.metrics.wasserstein import wasserstein_distortion
 
 SD = tiny_models.SD_NOISE
 
@@ -124,6 +127,23 @@ def test_x_t_goes_to_the_nearest_noisier_timestep(diffc):
     }
 
 
+def test_the_models_own_steps_go_before_a_student_of_the_last_call(diffc):
+    """In two calls the model goes half-way down, without new noise, and the student the rest."""
+    finisher = finishers.finisher_of(diffc, with_scheduler(diffc, diffusers.TCDScheduler(**SD, original_inference_steps=1000)))
+    finisher = finisher._replace(last_call_only=True, timesteps=list(range(30, 600)))
+    assert finisher.way(400, 1) == ([400], 1) and finisher.way(400, 2) == ([400, 200], 1)
+    assert finisher.way(40, 4) == ([40, 30], 1) and finisher.way(20, 3) == ([20], 1)
+    asked, x_t = [], torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        finisher.pipe.unet = tiny_models.unet()
+        found = diffc.finish([(x_t, 400)], [""], 2, watch=lambda *step: asked.append(step[1]), finisher=finisher)
+        text, noise = diffc.encode_prompt([""]), diffc.noise_schedule()
+        [x_s] = solvers.run([solvers.follow(x_t, [400, 200], noise)], lambda x, t, _: diffc.predict(x, t, text))
+        output = finisher.pipe.predict(x_s, [200], text)
+    assert asked == [400, 200]
+    assert torch.allclose(found, solvers.predict_x0(output, x_s, *noise.level(200), noise.prediction_type), atol=1e-5)
+
+
 def with_scheduler(pipe, scheduler):
     student = copy.copy(pipe)
     student.scheduler = scheduler
@@ -190,9 +210,12 @@ def test_a_lora_is_merged_into_a_copy(diffc, tmp_path):
     assert diffc.unet.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in diffc.unet.state_dict().items())
     assert finishers.finisher_of(diffc, folder).pipe.unet is finisher.pipe.unet  # loaded once
-    (tmp_path / "finisher.json").write_text(json.dumps({"timesteps": [100, 300]}))
-    diffc._loaded_finisher = (None,)
+    about = {"network": finishers.network_fingerprint(diffc), "timesteps": [100, 300]}
+    (tmp_path / "finisher.json").write_text(json.dumps(about))
     assert finishers.finisher_of(diffc, f"LCM@{folder}").timesteps == list(range(119, 300, 20))
+    (tmp_path / "finisher.json").write_text(json.dumps(about | {"network": "01234567"}))
+    with pytest.raises(ValueError, match=f"distilled from the network 01234567, this is {about['network']}"):
+        finishers.finisher_of(diffc, f"TCD@{folder}")
 
 
 def test_a_pipelines_folder_is_a_finisher(diffc, tmp_path, data, photo):
@@ -217,6 +240,18 @@ def test_a_wanted_quality_is_that_of_the_finished_picture(diffc, photo):
     data = diffc.compress(photo, target_psnr=psnr - 1, decoding={"finisher": lcm}).bitstreams[0]
     decoded = diffc.decompress(data, finisher=lcm).images[0]
     assert 10 * np.log10(255**2 / np.mean((np.asarray(decoded, float) - np.asarray(photo, float)) ** 2)) >= psnr - 1
+
+
+def test_the_embedded_student(photo):
+    """At most 4 MB; one call has more texture than the model's one call, and is nearer to the photo's by the metric of the tables."""
+    assert sum(path.stat().st_size for path in finishers.EMBEDDED.iterdir()) <= 4_000_000
+    pipe = silent(DiffCPipeline.from_pretrained(embedded_model(), dtype=torch.float32))
+    coffee = images.open_image(demo_photo()).convert("RGB").crop((100, 20, 356, 276))
+    data = pipe.compress(coffee, target_bpp=0.1).bitstreams[0]
+    one, mean = (pipe.decompress(data, **options).images[0] for options in ({"finisher": "embedded"}, {"realism": 0.0}))
+    x, *decoded = map(distortion.samples, (coffee, one, mean))
+    texture, smooth = (wasserstein_distortion(x, x_hat) for x_hat in decoded)
+    assert texture < 0.85 * smooth
 
 
 # ----------------------------------------------------------------------------------------------------------------- refusals
@@ -262,7 +297,8 @@ def test_a_lora_of_another_model_says_so(diffc, tmp_path):
 
 def test_no_noisier_timestep(diffc, photo, tmp_path):
     folder, _ = lora_folder(tmp_path, diffc.unet, scheduler=diffusers.TCDScheduler(**SD))
-    (tmp_path / "finisher.json").write_text(json.dumps({"timesteps": [0, 100]}))
+    about = {"network": finishers.network_fingerprint(diffc), "timesteps": [0, 100]}
+    (tmp_path / "finisher.json").write_text(json.dumps(about))
     data = diffc.compress(photo, max_bytes=80).bitstreams[0]
     with pytest.raises(ValueError, match="knows no timestep as noisy as this file's end: alpha/sigma is .*decode without it"):
         diffc.decompress(data, finisher=folder)

@@ -58,7 +58,9 @@ Steps = Annotated[int | None, typer.Option(help="Network calls that finish the p
 Guidance = Annotated[float | None, typer.Option(help="Above 1: guidance towards the prompt in the file. Default: the codec's.")]
 Finisher = Annotated[
     str | None,
-    typer.Option(help="Student that finishes the picture in one call or --steps: [SCHEDULER@]FOLDER_OR_ID, such as LCM@FOLDER."),
+    typer.Option(
+        help="Student that finishes the picture in one call or --steps: [SCHEDULER@]FOLDER_OR_ID, such as LCM@FOLDER; or embedded."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="For --reconstruction ancestral: the same seed gives the same picture.")]
 AnyModel = Annotated[bool, typer.Option("--any-model", help="Decode although the file was made with another model.")]

@@ -9,6 +9,7 @@ A finisher is another network of the same family, with a scheduler: a pipeline o
 
 import copy
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -22,10 +23,12 @@ from torch import Tensor
 from diffusers_compress import loading
 from diffusers_compress.diffusion import solvers
 from diffusers_compress.diffusion.schedule import NoiseSchedule
+from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.weights import plain, stored
 
 Source: TypeAlias = str | os.PathLike | DiffusionPipeline | None  # as `decompress` takes it
 
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "student"  # by the name "embedded"
 LORA, SCHEDULER, ABOUT = "pytorch_lora_weights.safetensors", "scheduler_config.json", "finisher.json"
 USUAL_STEPS = 4  # that Turbo, Lightning, Hyper-SD, DMD2 and schnell are distilled for
 SAME_INPUTS = (
@@ -34,10 +37,21 @@ SAME_INPUTS = (
 
 
 class Finisher(NamedTuple):
-    """The pipeline with a student's network and scheduler in place of its own, and the timesteps that the student knows, rising."""
+    """The pipeline with a student's network and scheduler in place of its own, and the timesteps that the student knows, rising.
+
+    last_call_only: it gives pictures, not points of a trajectory, so that only the last call is its own. Those before are the model's.
+    """
 
     pipe: Any
     timesteps: list[int]
+    last_call_only: bool = False
+
+    def way(self, t: int, num_steps: int) -> tuple[list[int], int]:
+        """Timesteps over which the model itself goes down from t, and the number of the student's calls after that."""
+        if not self.last_call_only:
+            return [t], num_steps
+        lowest = min(t, self.timesteps[0])
+        return sorted({max(t - t * k // num_steps, lowest) for k in range(num_steps)}, reverse=True), 1
 
     def walk(self, x_t: Tensor, t: int, noise: NoiseSchedule, num_steps: int) -> solvers.Walk:
         """From x_t [1, ...] at timestep t of the base model's levels. ValueError if all that the student knows is less noisy."""
@@ -61,11 +75,11 @@ def finisher_of(pipe: Any, source: Source) -> Finisher | None:
         return None
     name = pipe.family.network
     if isinstance(source, DiffusionPipeline):
-        network, scheduler, span = getattr(source, name, None), source.scheduler, None
+        network, scheduler, about = getattr(source, name, None), source.scheduler, {}
         if network is None:
             raise ValueError(f"the finisher has no {name}, as {type(pipe.family).__name__} models have")
     elif isinstance(source, (str, os.PathLike)):
-        network, scheduler, span = loaded(pipe, os.fspath(source))
+        network, scheduler, about = loaded(pipe, os.fspath(source))
     else:
         raise ValueError(f"finisher must be a folder, a Hub id or a pipeline, not {type(source).__name__}")
     check_inputs(pipe, network)
@@ -73,8 +87,9 @@ def finisher_of(pipe: Any, source: Source) -> Finisher | None:
     setattr(student, name, network)
     student.scheduler = scheduler
     student.noise_schedule()  # ValueError for another geometry of prediction
-    timesteps = [t for t in distilled_timesteps(scheduler) if span is None or span[0] <= t <= span[1]]
-    return Finisher(student, timesteps)
+    least, most = about.get("timesteps", (0, math.inf))
+    timesteps = [t for t in distilled_timesteps(scheduler) if least <= t <= most]
+    return Finisher(student, timesteps, about.get("last_call_only", False))
 
 
 def calls_of(num_inference_steps: int | None, usual: int, finisher: Finisher | None) -> int:
@@ -123,7 +138,7 @@ def distilled_timesteps(scheduler: SchedulerMixin) -> list[int]:
 # ----------------------------------------------------------------------------------------------------------------- loading
 
 
-def loaded(pipe: Any, source: str) -> tuple[torch.nn.Module, SchedulerMixin, tuple[int, int] | None]:
+def loaded(pipe: Any, source: str) -> tuple[torch.nn.Module, SchedulerMixin, dict]:
     """`load`, once for a pipeline in one state."""
     denoiser = pipe.denoiser
     key = source, pipe.fingerprint(), denoiser.dtype, pipe._execution_device
@@ -132,11 +147,12 @@ def loaded(pipe: Any, source: str) -> tuple[torch.nn.Module, SchedulerMixin, tup
     return pipe._loaded_finisher[1]
 
 
-def load(pipe: Any, source: str) -> tuple[torch.nn.Module, SchedulerMixin, tuple[int, int] | None]:
-    """Network, scheduler and, if the folder tells, the range of timesteps of a finisher.
+def load(pipe: Any, source: str) -> tuple[torch.nn.Module, SchedulerMixin, dict]:
+    """Network and scheduler of a finisher, and what `finisher.json` says: of students that we trained, the network that they started from,
+    the least noisy and the noisiest timestep that they know, and `last_call_only`.
 
     Args:
-        source: [SCHEDULER@]PLACE, SCHEDULER being a class of diffusers without its last
+        source: "embedded", the student of the embedded model; or [SCHEDULER@]PLACE, SCHEDULER being a class of diffusers without its last
             word (`LCM`, `TCD`, `EulerDiscrete`), which has the base's levels, and PLACE a folder or Hub id: a LoRA in diffusers' layout (or its
             file), a pipeline with the student's network, or nothing for the base's own network. Without SCHEDULER, the place's own.
 
@@ -146,7 +162,9 @@ def load(pipe: Any, source: str) -> tuple[torch.nn.Module, SchedulerMixin, tuple
     kind, _, place = source.rpartition("@")
     if not kind.isidentifier():  # a path may have an @
         kind, place = "", source.removeprefix("@")
+    place = str(EMBEDDED) if place == "embedded" else place
     folder = Path(place) if Path(place).exists() else fetched(place, pipe.family.network)
+    about = about_student(pipe, folder, source) if place else {}
     network, dtype, lora = pipe.denoiser, pipe.denoiser.dtype, folder if folder.suffix == ".safetensors" else folder / LORA
     if place and lora.is_file():
         network = with_lora(pipe, lora)
@@ -159,9 +177,22 @@ def load(pipe: Any, source: str) -> tuple[torch.nn.Module, SchedulerMixin, tuple
         network = network.to(pipe._execution_device).requires_grad_(False).eval()
     elif place:
         raise ValueError(f"finisher {place}: neither {LORA} nor {pipe.family.network}/config.json is there")
-    about = folder / ABOUT
-    span = tuple(json.loads(about.read_text(encoding="utf-8"))["timesteps"]) if place and about.is_file() else None
-    return network, scheduler_of(pipe, kind, folder if place else None, source), span
+    return network, scheduler_of(pipe, kind, folder if place else None, source), about
+
+
+def about_student(pipe: Any, folder: Path, source: str) -> dict:
+    """What the folder's `finisher.json` says, if there is one. ValueError if the student started from another network."""
+    if not (folder / ABOUT).is_file():
+        return {}
+    about, here = json.loads((folder / ABOUT).read_text(encoding="utf-8")), network_fingerprint(pipe)
+    if about["network"] != here:
+        raise ValueError(f"finisher {source} was distilled from the network {about['network']}, this is {here}")
+    return about
+
+
+def network_fingerprint(pipe: Any) -> str:
+    """Eight digits that tell the network, which students start from, from others."""
+    return fingerprint({pipe.family.network: pipe.denoiser}, {}).hex()
 
 
 def scheduler_of(pipe: Any, kind: str, folder: Path | None, source: str) -> SchedulerMixin:

@@ -131,7 +131,7 @@ def solve(x_t: Tensor, t: int, num_steps: int, schedule: NoiseSchedule, schedule
     if name in NATIVE_SOLVERS and len(timesteps) > 1:
         x = yield from _solve_native(wide(x_t), timesteps, schedule, scheduler)
     else:
-        x = yield from _solve_ddim(wide(x_t), timesteps, schedule)
+        x = yield from follow(x_t, timesteps, schedule)
     return predict_x0((yield x, timesteps[-1]), x, *schedule.level(timesteps[-1]), schedule.prediction_type)
 
 
@@ -195,8 +195,9 @@ def timesteps_to_zero(t: int, num_steps: int) -> list[int]:
     return [max((t + 1) * k**2 // num_steps**2, k) - 1 for k in range(num_steps, 0, -1)]
 
 
-def _solve_ddim(x: Tensor, timesteps: list[int], schedule) -> Walk:
-    """From x at the first of the timesteps to x at the last."""
+def follow(x_t: Tensor, timesteps: list[int], schedule: NoiseSchedule) -> Walk:
+    """From x_t at the first of the timesteps to x at the last by steps of DDIM."""
+    x = wide(x_t)
     for t, s in zip(timesteps, timesteps[1:]):
         x_0_hat = predict_x0((yield x, t), x, *schedule.level(t), schedule.prediction_type)
         x = ddim(x, x_0_hat, *schedule.level(t), *schedule.level(s))
@@ -204,7 +205,7 @@ def _solve_ddim(x: Tensor, timesteps: list[int], schedule) -> Walk:
 
 
 def _solve_native(x: Tensor, timesteps: list[int], schedule, scheduler) -> Walk:
-    """As _solve_ddim, by a copy of `scheduler` that has these timesteps only, numbered from 0, and so must take them all.
+    """As `follow`, by a copy of `scheduler` that has these timesteps only, numbered from 0, and so must take them all.
 
     These solvers are variance-preserving inside: they see x_t / norm_t, and of flow matching the v prediction of the same x_0_hat.
     """
