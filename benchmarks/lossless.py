@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import diffusers_compress
 from diffusers_compress import embedded_model, images
 from diffusers_compress.codecs import describe, lossy_part
 from diffusers_compress.coding import pixel_model
@@ -69,9 +68,12 @@ OTHERS = {
 }
 
 
+MODELS = {}  # codec: folder, in place of the embedded one
+
+
 @functools.cache
 def pipeline(key):
-    pipe = getattr(diffusers_compress, CODECS[key].pipeline_class().__name__).from_pretrained(embedded_model(key))
+    pipe = CODECS[key].pipeline_class().from_pretrained(MODELS.get(key) or embedded_model(key))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -140,7 +142,9 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="take each n-th picture")
     parser.add_argument("--crop", type=int, help="take the middle square with this side")
     parser.add_argument("--again", action="store_true", help="only decode the files in OUT and compare")
+    parser.add_argument("--model", nargs=2, action="append", default=[], metavar=("CODEC", "FOLDER"), help="not the embedded one")
     args = parser.parse_args()
+    MODELS.update(args.model)
     torch.set_num_threads(1)
     if args.again:
         return again(args)

@@ -230,14 +230,14 @@ def peak():
 # ------------------------------------------------------------------------------------------------------------------------ drift
 
 
-def drift_rows():
-    """For each way of decoding: latent's rms drift, what the file's check says of it, dB between the pictures, dB lost."""
+def drift_rows(keys=("diffc", "relic", "text-sketch")):
+    """Of these codecs, for each way of decoding: latent's rms drift, what the file's check says of it, dB between the pictures, dB lost."""
     import numpy as np
     import torch
     from diffusers.hooks import apply_layerwise_casting
     from diffusers.models.attention_processor import AttnProcessor
 
-    from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images
+    from diffusers_compress import DiffCPipeline, embedded_model, images
     from diffusers_compress.cli.demo import demo_photo
     from diffusers_compress.codecs.diffc import rate
 
@@ -246,8 +246,8 @@ def drift_rows():
     ends, reverse = [], DiffCPipeline.reverse
     DiffCPipeline.reverse = lambda self, *args: ends.append(reverse(self, *args)) or ends[-1]
 
-    def load(pipeline, dtype=torch.float32, device="cpu"):
-        pipe = pipeline.from_pretrained(embedded_model(), dtype=dtype).to(device)
+    def load(key, dtype=torch.float32, device="cpu"):
+        pipe = CODECS[key].pipeline_class().from_pretrained(embedded_model(key), dtype=dtype).to(device)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -287,24 +287,25 @@ def drift_rows():
     if torch.cuda.is_available():
         ways |= {"CUDA, float32": {"device": "cuda"}, "CUDA, float16": {"device": "cuda", "dtype": torch.float16}}
     rows = []
-    for pipeline in (DiffCPipeline, RelicPipeline):
+    for key in keys:
         torch.set_num_threads(1)
-        data = load(pipeline).compress(picture, target_bpp=0.1).bitstreams[0]
+        rate = {"target_bpp": 0.1} if CODECS[key].rate == "required" else {}
+        data = load(key).compress(picture, **rate).bitstreams[0]
         original, reference, latent = np.asarray(picture, dtype=float), None, None
         for name, way in ways.items():
             torch.set_num_threads(1)
             change = way.get("change", lambda pipe: None)
-            pipe = load(pipeline, **{key: value for key, value in way.items() if key != "change"})
+            pipe = load(key, **{name: value for name, value in way.items() if name != "change"})
             change(pipe)
             out = pipe.decompress(data, allow_other_model=True)  # quantized weights are another model
             decoded = np.asarray(out.images[0], dtype=float)
-            x_t = ends[-1][0][0].float().cpu() if pipeline is DiffCPipeline else None
+            x_t = ends[-1][0][0].float().cpu() if key == "diffc" else None
             if reference is None:
                 reference, latent = decoded, x_t
             rms = "none" if x_t is None else f"{float((x_t - latent).square().mean()) ** 0.5:.1e}"
             told = "none" if x_t is None else f"{out.drift[0]:.3f}"
             lost = psnr(original, reference) - psnr(original, decoded)
-            rows.append([pipeline.__name__[:-8], name, rms, told, f"{psnr(reference, decoded):.1f}", f"{lost:+.3f}"])
+            rows.append([CODECS[key].name, name, rms, told, f"{psnr(reference, decoded):.1f}", f"{lost:+.3f}"])
             torch.set_num_threads(1)
     return rows
 
