@@ -130,6 +130,7 @@ class ImageCodec(Protocol):
             target_psnr: in dB, that the decoded picture reaches by a file that is as small as can be found.
             target_metric: (name, value) of another metric in place of that, a name of `quality.NAMES` such as "lpips" or "wd".
             decoding: arguments of `decompress` that the receiver will use: a target is that of the picture decoded so.
+            importance: where the bits go, of codecs that can choose, see `importance.maps_of`.
             prompt: one for all or one for each picture.
             lossless: let the file hold every pixel; unless the codec does that itself, the rate is that of the lossy file within.
             batch_size: pictures of like size that go through the networks together at most.

@@ -17,6 +17,7 @@ from diffusers_compress.diffusion.finishers import Finisher
 from diffusers_compress.diffusion.realism import blend, dial
 from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.format.container import Header
+from diffusers_compress.importance import Importance, maps_of, on_latent
 from diffusers_compress.pipeline import CodecMixin, Picture, Watch, check_finite, groups_of
 
 # What a pipeline may lack: families differ in their components, and most models have none of ours.
@@ -87,6 +88,12 @@ class LatentCodecMixin(CodecMixin):
         walks = [finisher.walk(x, way[-1], noise, calls) for x, (way, calls) in zip(x_s, ways)]
         sample = torch.cat(finisher.pipe.run(walks, prompts, guidance_scale, watch))
         return sample if realism == 1 else blend(self.finish(ends, prompts, 1, 0.0, guidance_scale, watch), sample, realism)
+
+    def importance_of(self, importance: Importance, pictures: list[Picture]) -> list[Tensor | None]:
+        """What `compress` was given, as a map [h, w] on each picture's latent, see `importance.maps_of`."""
+        maps = maps_of(importance, [picture.x for picture in pictures])
+        sizes = [self.latent_shape(*picture.x.shape[1:])[1:] for picture in pictures]
+        return [None if own is None else on_latent(self.pad(own[None])[0], size) for own, size in zip(maps, sizes)]
 
     def run(
         self,

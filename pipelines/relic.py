@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusers_compress import images
 from diffusers_compress.arguments import check_choice, check_walk, prompts_of
 from diffusers_compress.codecs.relic.format import MAX_PROMPT_BYTES, MODEL_NUMBERS, ROUNDINGS, Parameters, read_file, step_number
-from diffusers_compress.codecs.relic.quantizer import Quantizer
+from diffusers_compress.codecs.relic.quantizer import Quantizer, levels_of
 from diffusers_compress.codecs.relic.rate import RateSearch
 from diffusers_compress.codecs.relic.symbols import EntropyModel
 from diffusers_compress.coding.logistic import UNIT
@@ -29,6 +29,7 @@ from diffusers_compress.diffusion.families.components import Autoencoder, Schedu
 from diffusers_compress.diffusion.finishers import Source, calls_of, finisher_of
 from diffusers_compress.errors import Corrupt, WrongModel
 from diffusers_compress.format.limits import Limits
+from diffusers_compress.importance import Importance
 from diffusers_compress.latent_pipeline import FAMILY_COMPONENTS, LatentCodecMixin
 from diffusers_compress.models.hyperprior import HyperPrior, ParameterNetwork
 from diffusers_compress.outputs import CompressOutput, DecompressOutput
@@ -98,6 +99,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
         prompt: str | list[str] = "",
         rounding: str = "plain",
         entropy_model: str | None = None,
+        importance: Importance = None,
         batch_size: int = 8,
         **rate: Unpack[Goal],
     ) -> CompressOutput:
@@ -109,6 +111,8 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             prompt: one for all or one for each picture; stored in the file.
             rounding: "plain", or "dithered" (universal quantization: the error is noise, whatever the picture, and takes more bits).
             entropy_model: "hyperprior" or "adaptive"; default: the hyperprior if the pipeline has one.
+            importance: where the bits go, a mask, boxes or what finds them, see `importance.maps_of`. The background has steps 4 times as
+                wide; the file holds a coarse map. With plain rounding only.
             batch_size: pictures of like size that go through the autoencoder together at most.
             rate: `target_bpp`, `max_bytes`, `target_psnr` or `target_metric`, if not `fidelity`; see `contract.ImageCodec.compress`.
 
@@ -116,9 +120,14 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range, or a size that even the coarsest file exceeds.
         """
         check_choice("rounding", rounding, ROUNDINGS)
+        if importance is not None and rounding != "plain":
+            raise ValueError(
+                "importance needs plain rounding: with dither the noise is to be of one strength in all of the picture"
+            )
         model, noise = self.entropy_model(entropy_model), self.noise_schedule()
         pictures, wanted = self.read_goal(RELIC, image, fidelity, **rate)
         prompts = prompts_of(prompt, len(pictures), MAX_PROMPT_BYTES)
+        maps = [[] if own is None else levels_of(own) for own in self.importance_of(importance, pictures)]
 
         files = [b""] * len(pictures)
         with self.labelled_bar("pictures", len(pictures)) as bar:
@@ -126,7 +135,9 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
                 for i, x in zip(group, x_0.cpu()):
                     size = pictures[i].max_bytes
                     network = self.parameter_network if size >= AFFINE_SHARE * 12 * len(x) / 8 else None
-                    parameters = Parameters(model.number, rounding == "dithered", 0, 0, model.tables, None, prompt=prompts[i])
+                    parameters = Parameters(
+                        model.number, rounding == "dithered", 0, 0, model.tables, None, levels=maps[i], prompt=prompts[i]
+                    )
                     search = RateSearch(x, pictures[i].header, parameters, noise, model, self.statistics(), network)
 
                     def coded(fidelity, search=search):

@@ -366,17 +366,37 @@ def poisson_samples(message, n, budget, step):
 def relic_parameters(data):
     bits = Bits(data)
     facts = {name: bits.read(size) for name, size in (("model", 2), ("dithered", 1), ("affine", 1), ("prompted", 1))}
-    facts |= {name: bits.read(size) for name, size in (("step", 12), ("timestep", 15), ("tables", 16))}
+    facts |= {name: bits.read(size) for name, size in (("step", 12), ("mapped", 1), ("timestep", 14), ("tables", 16))}
     need(facts["model"] in (1, 2), "entropy model")
     channels = bits.read(8) + 1
     facts["coded"] = [bits.read(1) for _ in range(channels)]
     pairs = [(bits.read(6) - 32, bits.read(6) - 32) for _ in range(channels if facts["affine"] else 0)]
     facts["scales"], facts["shifts"] = [scale for scale, _ in pairs], [shift for _, shift in pairs]
+    facts["levels"] = relic_map(bits) if facts["mapped"] else None
     need(bits.read(bits.left() % 8) == 0, "filler")
     prompt = bytes(bits.read(8) for _ in range(bits.left() // 8))
     need(bool(prompt) == bool(facts["prompted"]), "prompt flag")
     facts["prompt"] = prompt.decode()
     return facts
+
+
+def relic_map(bits):
+    rows, columns, found = bits.read(5) + 1, bits.read(5) + 1, []
+    for _ in range(rows):
+        if bits.read(1):
+            found.append(found[-1] if found else [0] * columns)
+            continue
+        row = []
+        while len(row) < columns:
+            zeros = 0
+            while not bits.read(1):
+                zeros += 1
+                need(zeros <= 5, "map")
+            length = 2**zeros + bits.read(zeros)
+            row += [bits.read(2)] * length
+        need(len(row) == columns, "map")
+        found.append(row)
+    return found
 
 
 def relic(data, std=(1.0,) * 4, hyperprior=None, factor=8):

@@ -21,7 +21,7 @@ from diffusers_compress import cli, evaluation, images, metrics
 from diffusers_compress.codecs.diffc import drift
 from diffusers_compress.evaluation import report, task
 from diffusers_compress.evaluation.baselines import BASELINES, largest_that_fits, read
-from diffusers_compress.evaluation.codec import Codec, load_pipeline, parse_codec
+from diffusers_compress.evaluation.codec import Codec, load_pipeline, parse_codec, split_codecs
 from diffusers_compress.evaluation.run import evaluate
 from diffusers_compress.evaluation.state import digest
 from diffusers_compress.evaluation.task import load_metric, open_original
@@ -354,6 +354,14 @@ def test_codec_options_are_values():
     codec = parse_codec("diffc:encode.coder=poisson:decode.num_inference_steps=3", "folder", "small")
     assert codec.encode_options == (("coder", "poisson"),) and codec.decode_options == (("num_inference_steps", 3),)
     assert codec.label == "diffc@small:encode.coder=poisson:decode.num_inference_steps=3"
+
+
+def test_commas_within_values_part_no_codecs():
+    text = "diffc:encode.target_metric=('wd', 150):encode.coder=poisson,jpeg,diffc:encode.importance=((0,0,8,8),(8,0,16,8))"
+    names = split_codecs(text)
+    assert names[1] == "jpeg" and len(names) == 3
+    assert parse_codec(names[0]).encode_options == (("target_metric", ("wd", 150)), ("coder", "poisson"))
+    assert parse_codec(names[2]).encode_options == (("importance", ((0, 0, 8, 8), (8, 0, 16, 8))),)
 
 
 def test_wrong_arguments_are_told(folder, tmp_path):

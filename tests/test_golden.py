@@ -75,6 +75,7 @@ def test_it_reads_all_symbols_of_relic(name):
     trained = {key: (list(tensor.shape), tensor.flatten().tolist()) for key, tensor in pipe.hyperprior.state_dict().items()}
     facts = minimal_reader.relic(data, std=pipe.statistics()["std"], hyperprior=trained)
     assert facts["v"] == case["symbols"]["v"] and facts["timestep"] == case["symbols"]["timestep"]
+    assert facts["levels"] == case["symbols"].get("levels")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["codec"] == "perco"])

@@ -1,5 +1,7 @@
 """Files as small as a wanted quality permits."""
 
+import json
+
 import pytest
 from PIL import Image
 
@@ -108,3 +110,25 @@ def test_the_command_line(cup, tmp_path, capsys):
     cup.save(tmp_path / "in" / "cup.png")
     assert cli.main(["batch", str(tmp_path / "in"), str(tmp_path / "coded"), "--psnr", "20", "--device", "cpu"]) == 0
     assert (tmp_path / "coded" / "cup.dfc").read_bytes() == (tmp_path / "cup.dfc").read_bytes()
+
+
+def test_eval_measures_a_codec_at_a_target(cup, tmp_path, capsys):
+    pytest.importorskip("bjontegaard")
+    (tmp_path / "in").mkdir()
+    cup.save(tmp_path / "in" / "cup.png")
+    codecs = "relic:encode.target_metric=('wd',150),relic:encode.target_psnr=22"
+    words = [
+        "eval",
+        tmp_path / "in",
+        "--out",
+        tmp_path / "report",
+        "--codec",
+        codecs,
+        "--bpp",
+        "1",
+        "--metrics",
+        "psnr,wasserstein",
+    ]
+    assert cli.main([*map(str, words), "--device", "cpu"]) == 0, capsys.readouterr().err
+    by_distortion, by_psnr = map(json.loads, (tmp_path / "report" / "rows.jsonl").read_text().splitlines())
+    assert 110 < by_distortion["wasserstein"] <= 150 and 22 <= by_psnr["psnr"] < 22.8

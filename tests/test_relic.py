@@ -407,10 +407,13 @@ def test_parameters_come_back():
     for _ in range(200):
         channels = int(rng.integers(1, 17))
         affine = channels * bool(rng.integers(2))
-        numbers = [int(rng.integers(limit)) for limit in (4096, 1 << 15, 1 << 16)]
+        numbers = [int(rng.integers(limit)) for limit in (4096, 1 << 14, 1 << 16)]
         rows = [rng.integers(-32, 32, affine).tolist() for _ in range(2)]
         flags = [bool(flag) for flag in rng.integers(0, 2, channels)]
         parameters = Parameters(int(rng.integers(1, 3)), bool(rng.integers(2)), *numbers, flags, *rows)
+        if rng.integers(2):
+            rows = rng.integers(0, rng.integers(1, 5), (int(rng.integers(1, 33)), int(rng.integers(1, 33))))
+            parameters.levels = rows[np.minimum(np.arange(len(rows)), rng.integers(len(rows)))].tolist()
         parameters.prompt = str(rng.choice(["", "déjà vu 🙂", "x" * 500]))
         assert Parameters.from_bytes(parameters.to_bytes()) == parameters
     with pytest.raises(ValueError):

@@ -15,6 +15,7 @@ from diffusers_compress.cli.options import (
     Dtype,
     Fidelity,
     Force,
+    Importance,
     Lossless,
     MaxBytes,
     Model,
@@ -30,7 +31,7 @@ from diffusers_compress.cli.options import (
     check_preset,
     given_rates,
 )
-from diffusers_compress.cli.paths import check_target, open_picture, write_output
+from diffusers_compress.cli.paths import check_target, open_importance, open_picture, write_output
 from diffusers_compress.cli.terminal import phase, say
 from diffusers_compress.contract import DEFAULT
 
@@ -53,6 +54,7 @@ def encode_command(
     captioner: Captioner = None,
     seed: NoiseSeed = None,
     base: BaseCodec = None,
+    importance: Importance = None,
     lossless: Lossless = False,
     option: Options = None,
     model: Model = None,
@@ -62,12 +64,14 @@ def encode_command(
 ):
     """Compress a picture. Give exactly one of --bpp, --max-bytes, --fidelity, --psnr and --metric, or none where the model decides."""
     options = {"--prompt": prompt, "--coder": coder, "--captioner": captioner, "--seed": seed, "--base": base}
-    options["--lossless"] = lossless or None
+    options |= {"--importance": importance, "--lossless": lossless or None}
     options |= given_rates(codec, bpp, max_bytes, fidelity, psnr, metric)
     check_preset(codec, preset)
     check_target(target, source, force)
     image = open_picture(source)
     arguments = arguments_of(codec, "compress", ENCODING, options, option)
+    if importance is not None:
+        arguments["importance"] = open_importance(importance)
     pipe = loading.load(model, device, dtype, codec, preset or bpp)
     if captioner is not None:
         arguments["captioner"] = loading.load_captioner(captioner, pipe.device)

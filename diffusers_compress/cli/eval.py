@@ -34,7 +34,9 @@ def eval_command(
     quieten_libraries()
     names = [*PICTURE_METRICS, *SET_METRICS] if metrics == "all" else metrics.split(",") if metrics else list(WITHOUT_WEIGHTS)
     models = {model_source(name): Path(name).name if Path(name).exists() else name for name in model or []}
-    codecs = [evaluation.parse_codec(text, *known) for text in codec.split(",") for known in (models or {"": ""}).items()]
+    codecs = [
+        evaluation.parse_codec(text, *known) for text in evaluation.split_codecs(codec) for known in (models or {"": ""}).items()
+    ]
     codecs = list(dict.fromkeys(codecs))  # a baseline has no model
     if anchor and anchor not in [known.label for known in codecs]:
         raise UsageError(f"--anchor is {anchor!r}, permitted are {', '.join(known.label for known in codecs)}")

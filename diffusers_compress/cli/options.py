@@ -97,6 +97,12 @@ BaseCodec = Annotated[
     str | None,
     typer.Option("--base", show_default="jpeg", help="Of refine: jpeg, webp, avif, jxl or jpeg2000, which the file holds whole."),
 ]
+Importance = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the bits go: a mask picture, boxes LEFT,TOP,RIGHT,BOTTOM;..., 'saliency', or MODEL:LABEL of a segmentation model."
+    ),
+]
 Lossless = Annotated[bool, typer.Option("--lossless", help="The file holds every pixel; the rate is that of its lossy part.")]
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="NAME=VALUE, an argument of the codec's compress or decompress. Repeatable.")
@@ -144,6 +150,7 @@ ENCODING = RATES | {
     "--captioner": "captioner",
     "--seed": "seed",
     "--base": "base",
+    "--importance": "importance",
     "--lossless": "lossless",
 }
 DECODING = {

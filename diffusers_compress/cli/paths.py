@@ -1,6 +1,7 @@
 """Files that the commands read and write; - stands for stdin and stdout."""
 
 import os
+import re
 import sys
 import warnings
 from io import BytesIO
@@ -36,6 +37,15 @@ def open_picture(path: Path) -> "Image.Image":
     from diffusers_compress import images
 
     return images.read_image(read_input(path), "stdin" if path == DASH else path)
+
+
+def open_importance(text: str) -> "Image.Image | list | str":
+    """--importance as `compress` takes it: a mask from its file, boxes, or a name."""
+    if Path(text).is_file():
+        return open_picture(Path(text))
+    if re.fullmatch(r"[\d,;]+", text):
+        return [tuple(int(side) for side in box.split(",") if side) for box in text.split(";")]
+    return text
 
 
 def check_target(target: Path, source: Path, force: bool):

@@ -4,8 +4,8 @@ A report's folder holds everything: `rows.csv` and `rows.parquet` (one row a pic
 `decoded/` (what came of them), and `rows.jsonl`, where a run that was stopped goes on.
 """
 
-from diffusers_compress.evaluation.codec import Codec, parse_codec, parse_rate
+from diffusers_compress.evaluation.codec import Codec, parse_codec, parse_rate, split_codecs
 from diffusers_compress.evaluation.rows import write_rows
 from diffusers_compress.evaluation.run import evaluate, set_figures
 
-__all__ = ["Codec", "evaluate", "parse_codec", "parse_rate", "set_figures", "write_rows"]
+__all__ = ["Codec", "evaluate", "parse_codec", "parse_rate", "set_figures", "split_codecs", "write_rows"]

@@ -62,6 +62,11 @@ def parse_codec(text: str, model: str = "", model_name: str = "") -> Codec:
     return Codec(name, model or CODECS[name].embedded_model(), model_name, tuple(options["encode"]), tuple(options["decode"]))
 
 
+def split_codecs(text: str) -> list[str]:
+    """The codecs of a list with commas between. After a comma within a value, such as ('wd',150), there is no letter."""
+    return re.split(r",(?=[a-z])", text)
+
+
 def parse_rate(text: str) -> float:
     try:
         return float(text)

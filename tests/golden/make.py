@@ -94,6 +94,7 @@ CASES = {
     "relic-adaptive-plain": ("relic", "v_prediction", (48, 32), {"max_bytes": 180, "entropy_model": "adaptive"}, {}, None),
     "relic-hyperprior": ("relic", "v_prediction", (48, 32), {"max_bytes": 150, **DITHERED}, {"realism": 0.5}, None),
     "relic-hyperprior-plain": ("relic", "epsilon", (9, 130), {"max_bytes": 130}, {}, None),
+    "relic-map": ("relic", "v_prediction", (72, 40), {"max_bytes": 200, "importance": [[8, 16, 40, 32], [60, 0, 72, 40]]}, {}, None),
     "relic-embedded": ("relic", "embedded", (64, 48), {"max_bytes": 200}, {}, None),
     "relic-embedded-preview": ("relic", "embedded", (64, 48), {"max_bytes": 80}, {"preview": True}, None),
     "perco-words": ("perco", "epsilon", (72, 56), {"prompt": "A house, on a hill!"}, {}, None),
@@ -334,7 +335,8 @@ def symbols(pipe, data):
     header, parameters, payload = relic_format.read_file(data)
     quantizer = Quantizer(parameters, pipe.statistics(), pipe.latent_shape(header.height, header.width))
     name = next(name for name, number in relic_format.MODEL_NUMBERS.items() if number == parameters.model)
-    return {"timestep": parameters.timestep, "v": pipe.entropy_model(name).receive(quantizer, payload).v.tolist()}
+    found = {"timestep": parameters.timestep, "v": pipe.entropy_model(name).receive(quantizer, payload).v.tolist()}
+    return found | ({"levels": parameters.levels} if parameters.levels else {})
 
 
 def decoded(pipe, data, options):

@@ -33,11 +33,20 @@ class Planned(NamedTuple):
     v: Tensor
 
 
-class Sender:
-    """Knows x_0 [1, C, h, w]; its rate control chooses how far each step goes."""
+BACKGROUND = 0.5  # share of a file's bits in which a place of importance 0 has a part
 
-    def __init__(self, x_0: Tensor, rate: RateControl):
+
+class Sender:
+    """Knows x_0 [1, C, h, w]; its rate control chooses how far each step goes.
+
+    importance: [h, w] in [0, 1]. What matters less drops out earlier. From there on nothing is sent of it: the receiver's own x_0_hat counts
+    as the truth, so that what it holds there becomes a draw of the model, while all bits go to the rest, and go farther. No receiver has
+    to know.
+    """
+
+    def __init__(self, x_0: Tensor, rate: RateControl, importance: Tensor | None = None):
         self.x_0, self.rate, self.messages = x_0, rate, []
+        self.share = None if importance is None else BACKGROUND + (1 - BACKGROUND) * importance.to(x_0.device)
         self.channel = channel_of(rate.parameters.channel)
 
     def goes_on(self, t: int, step: int) -> bool:
@@ -57,7 +66,11 @@ class Sender:
         y ~ N(m, I) is sent with the shift m = (mu_q - mu_p) / std = sqrt(snr_s - snr_t) (x_0 - x_0_hat). Theis et al. 2022
         x_0_hat: [B, C, h, w], error: [B, n].
         """
-        difference = coefficients_of(channel, torch.cat([sender.x_0 for sender in senders]) - x_0_hat).flatten(1)
+        missing = torch.cat([sender.x_0 for sender in senders]) - x_0_hat
+        for own, sender, t in zip(missing, senders, ts):
+            if sender.share is not None:
+                own *= sender.share > sender.rate.done(t)
+        difference = coefficients_of(channel, missing).flatten(1)
         most = [max(0, sender.rate.next_budget(limit)) for sender, limit in zip(senders, limits)]
         v = excess(channel, error, most)
         gains = reference.snr_gain(difference.square(), v, useful_bits(channel, most, v)).tolist()

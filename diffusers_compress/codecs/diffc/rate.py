@@ -45,6 +45,12 @@ class RateControl:
         full = 0 < step and self.parameters.last < self.parameters.budget
         return t > self.stop_t and step < self.max_steps and not full
 
+    def done(self, t: int) -> float:
+        """How much of the way to its end the file has gone at timestep t: of its bytes, or of its alpha / sigma, which grows with the bits."""
+        return max(
+            file_bytes(self.header, self.parameters) / self.max_bytes, float(self.noise.ratio[t] / self.noise.ratio[self.stop_t])
+        )
+
     def next_budget(self, limit: int | None = None) -> int:
         """The most bits that the next step may have, as far as one knows before its stride; -1 if there is no room for it."""
         budget = self.affordable(self.parameters.strides[-1] if self.parameters.strides else STRIDE_UNIT)

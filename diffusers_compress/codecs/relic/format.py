@@ -1,6 +1,7 @@
 """Relic's own part of a file, read without torch: parameters, payload, facts. FORMAT.md, section "Relic", "Parameters"."""
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Self
 
 from diffusers_compress.contract import RELIC
@@ -22,6 +23,9 @@ SCALES_PER_OCTAVE = 16  # of a channel's own scale
 SCALE_STEPS = STEPS_PER_OCTAVE // SCALES_PER_OCTAVE
 SCALE_BITS, SHIFT_BITS = 6, 6
 SHIFT_PARTS = 16  # of a step, in which shifts are given
+TIMESTEP_BITS = 14
+LEVEL_BITS, SIDE_BITS = 2, 5  # of a map of levels
+MAX_SIDE, MAX_LEVEL = 2**SIDE_BITS, 2**LEVEL_BITS - 1
 
 
 @dataclass
@@ -29,7 +33,8 @@ class Parameters:
     """What a Relic file says besides the size and the model (FORMAT.md, section "Relic").
 
     `step`: number of the step width; `tables`: two bytes that tell what the entropy model was made of; `coded`: of each channel;
-    `scales` and `shifts`: of each channel, or empty for none at all.
+    `scales` and `shifts`: of each channel, or empty for none at all; `levels`: rows of a coarse map, or none at all: where it has l,
+    steps are 2^l times as wide.
     """
 
     model: int
@@ -40,6 +45,7 @@ class Parameters:
     coded: list[bool]
     scales: list[int] = field(default_factory=list)
     shifts: list[int] = field(default_factory=list)
+    levels: list[list[int]] = field(default_factory=list)
     prompt: str = ""
 
     def to_bytes(self) -> bytes:
@@ -48,13 +54,17 @@ class Parameters:
         writer = BitWriter()
         for value, bits in ((self.model, 2), (self.dithered, 1), (bool(self.scales), 1), (bool(text), 1)):
             writer.write(int(value), bits)
-        for value, bits in ((self.step, STEP_BITS), (self.timestep, 15), (self.tables, 16), (len(self.coded) - 1, 8)):
+        for value, bits in ((self.step, STEP_BITS), (bool(self.levels), 1), (self.timestep, TIMESTEP_BITS)):
+            writer.write(int(value), bits)
+        for value, bits in ((self.tables, 16), (len(self.coded) - 1, 8)):
             writer.write(value, bits)
         for coded in self.coded:
             writer.write(int(coded), 1)
         for scale, shift in zip(self.scales, self.shifts, strict=True):
             writer.write(scale + (1 << SCALE_BITS - 1), SCALE_BITS)
             writer.write(shift + (1 << SHIFT_BITS - 1), SHIFT_BITS)
+        if self.levels:
+            write_levels(writer, self.levels)
         return writer.to_bytes(pad=0) + text
 
     @classmethod
@@ -62,7 +72,7 @@ class Parameters:
         """Inverse of `to_bytes`. Corrupt or LimitExceeded for what no encoder writes."""
         reader = BitReader(data)
         model, dithered, affine, has_prompt = (reader.read(bits) for bits in (2, 1, 1, 1))
-        step, timestep, tables, channels = (reader.read(bits) for bits in (STEP_BITS, 15, 16, 8))
+        step, has_levels, timestep, tables, channels = (reader.read(bits) for bits in (STEP_BITS, 1, TIMESTEP_BITS, 16, 8))
         if model not in MODEL_NUMBERS.values():
             raise Corrupt(f"the file names entropy model {model}; known are {MODEL_NUMBERS}")
         coded = [bool(reader.read(1)) for _ in range(channels + 1)]
@@ -70,6 +80,7 @@ class Parameters:
         for _ in coded if affine else ():
             scales.append(reader.read(SCALE_BITS) - (1 << SCALE_BITS - 1))
             shifts.append(reader.read(SHIFT_BITS) - (1 << SHIFT_BITS - 1))
+        levels = read_levels(reader) if has_levels else []
         filler = reader.read(reader.bits_left % 8)
         length = reader.bits_left // 8
         check_prompt(length, limits)
@@ -79,7 +90,40 @@ class Parameters:
             prompt = bytes(reader.read(8) for _ in range(length)).decode()
         except UnicodeDecodeError as error:
             raise Corrupt("the prompt in the file is not UTF-8") from error
-        return cls(model, bool(dithered), step, timestep, tables, coded, scales, shifts, prompt)
+        return cls(model, bool(dithered), step, timestep, tables, coded, scales, shifts, levels, prompt)
+
+
+def write_levels(writer: BitWriter, levels: list[list[int]]) -> None:
+    """A map: its sides; of each row whether it is that above (0 above the first), otherwise its runs, by length (Elias gamma) and level."""
+    above = [0] * len(levels[0])
+    writer.write(len(levels) - 1, SIDE_BITS)
+    writer.write(len(above) - 1, SIDE_BITS)
+    for row in levels:
+        writer.write(row == above, 1)
+        for level, run in groupby(row) if row != above else ():
+            length = len(list(run))
+            writer.write(length, 2 * length.bit_length() - 1)
+            writer.write(level, LEVEL_BITS)
+        above = row
+
+
+def read_levels(reader: BitReader) -> list[list[int]]:
+    """Inverse of `write_levels`. Corrupt for a run beyond its row's end."""
+    rows, columns = (reader.read(SIDE_BITS) + 1 for _ in range(2))
+    levels, above = [], [0] * columns
+    for _ in range(rows):
+        if not reader.read(1):
+            above = []
+            while len(above) < columns:
+                zeros = next((n for n in range(SIDE_BITS + 1) if reader.read(1)), None)
+                if zeros is None:
+                    raise Corrupt("a run of the file's map of step widths is too long")
+                length = (1 << zeros) + reader.read(zeros)
+                above += [reader.read(LEVEL_BITS)] * length
+            if len(above) > columns:
+                raise Corrupt("a run of the file's map of step widths goes beyond its row")
+        levels.append(above)
+    return levels
 
 
 def step_width(number: int) -> float:
@@ -110,6 +154,7 @@ def describe(data: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
         "rounding": ROUNDINGS[parameters.dithered],
         "step": step_width(parameters.step),
         "timestep": parameters.timestep,
+        "regions": bool(parameters.levels),
         "payload": len(payload),
         "complete": True,  # a file that was cut short cannot be read
     }

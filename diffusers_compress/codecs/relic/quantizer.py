@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusers_compress.codecs.relic.format import SCALE_STEPS, SHIFT_PARTS, Parameters, step_width
+from diffusers_compress.codecs.relic.format import MAX_SIDE, SCALE_STEPS, SHIFT_PARTS, Parameters, step_width
 from diffusers_compress.coding import context_model, randomness
 from diffusers_compress.coding.logistic import UNIT
 from diffusers_compress.errors import Corrupt
 
+CELL = 2  # positions of a latent that a map of levels has one place for, both ways
+BACKGROUND = 2  # level where nothing matters: steps 4 times as wide
 BLOCK = 4  # side of a part of the latent in `worth_coding`
 
 
@@ -36,6 +38,8 @@ class Quantizer:
         self.units = context_model.units_of(std, steps, parameters.coded)
         self.steps, self.std = (np.array(column)[:, None] for column in (steps, std))
         self.mean = np.array(statistics["mean"])[:, None] + self.steps * np.array(shifts)[:, None] / SHIFT_PARTS
+        if parameters.levels:
+            self.steps = self.steps * 2.0 ** levels_at(parameters.levels, *shape[1:])
         self.coded = np.array(self.units)[:, None] > 0
         self.dither = np.zeros((channels, shape[1] * shape[2]), dtype=np.int64)
         if parameters.dithered:
@@ -60,6 +64,19 @@ class Quantizer:
         if self.dithered:
             return float(np.sqrt(np.mean(self.steps**2) / 12))
         return max(1e-9, float((self.latent(v) - x_0.detach().cpu()).square().mean()) ** 0.5)
+
+
+def levels_of(importance: Tensor) -> list[list[int]]:
+    """The map of a file, from 1 at the most important places to 0 in the background [h, w]: 0 there, BACKGROUND here."""
+    size = [min(-(-side // CELL), MAX_SIDE) for side in importance.shape]
+    coarse = F.adaptive_max_pool2d(importance[None, None], size)[0, 0]
+    return (BACKGROUND * (1 - coarse)).round().long().tolist()
+
+
+def levels_at(levels: list[list[int]], height: int, width: int) -> np.ndarray:
+    """Of each position, [h w]: the map drawn out over the latent."""
+    rows, columns = len(levels), len(levels[0])
+    return np.array(levels)[np.arange(height)[:, None] * rows // height, np.arange(width) * columns // width].reshape(-1)
 
 
 def powers(x_0: Tensor, statistics: dict) -> Tensor:
