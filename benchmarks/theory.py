@@ -17,17 +17,35 @@ dial      D over D* + (P* - P)^2, which the law says is 1: of `realism.dial` wit
           expectation of the ODE with its score scaled by c, in steps of the closed form z_s = x_0_hat + (sigma_s / sigma_t)^c (z_t - x_0_hat),
           z = x_t / alpha_t. P, the distance from the distribution of the source, is summed over coefficients.
 DiffC     the package's own files of such a source, by `gaussian_source.code`, with the trellis.
+
+    python benchmarks/theory.py --photos KODAK --every 6 --crop 256 --out theory
+
+does not look at a Gaussian source but at photos, as the embedded model's network knows them, in a plot of its own:
+
+I-MMSE    bits that x_t holds of x_0, 1/2 the integral of the network's squared error over the snr (by the trapezium rule over --levels levels),
+          against that error: what an ideal channel with infinitely many steps would send. A network that knew less would have more error,
+          hence more bits.
+ideal KL  DiffC's loop with a channel that draws x_s itself, and is charged the exact KL of each of its 12 steps.
+files     of DiffC and Relic, whole, and the error of the receiver's mean of x_0. "over" is bits over those that I-MMSE says for the same error.
 """
 
 import argparse
 from pathlib import Path
 
 import gaussian_source
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 
+from diffusers_compress import DiffCPipeline, RelicPipeline, contract, embedded_model, images
+from diffusers_compress.codecs.diffc import ends, rate
+from diffusers_compress.codecs.diffc import format as diffc_format
+from diffusers_compress.codecs.relic import format as relic_format
+from diffusers_compress.coding.channels import CHANNELS, channel_of
 from diffusers_compress.diffusion import schedule, solvers
 from diffusers_compress.diffusion.realism import dial
+from diffusers_compress.files import find_files
+from diffusers_compress.format import container
 
 LEVELS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "sample"}
 SNRS = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -98,14 +116,127 @@ def mean_square(x):
     return float(x.double().square().mean())
 
 
+# ------------------------------------------------------------------------------------------------- photos, and a network
+
+
+def mean_of(pipe, x_t, t):
+    """The network's x_0_hat for x_t [1, C, h, w] at timestep t."""
+    return pipe.finish([(x_t, t)], [""], 1, 0.0)
+
+
+def total_square(x):
+    return float(x.double().square().sum())
+
+
+def information_curve(pipe, x_0, levels, seed):
+    """(bits [K], squared error [K]) from pure noise, where x_0_hat is 0, to alpha / sigma = 8, at levels that are even in its root."""
+    noise, generator = pipe.noise_schedule(), torch.Generator().manual_seed(seed)
+    snrs, errors = [0.0], [total_square(x_0)]
+    for ratio in 8 * np.linspace(1 / levels, 1, levels) ** 2:
+        t = schedule.timestep_at(noise, ratio)
+        alpha, sigma = noise.level(t)
+        x_t = alpha * x_0 + sigma * torch.randn(x_0.shape, generator=generator)
+        snrs.append(float(noise.snr[t]))
+        errors.append(total_square(mean_of(pipe, x_t, t) - x_0))
+    areas = np.diff(snrs) * (np.array(errors[1:]) + errors[:-1]) / 2
+    return np.concatenate([[0], np.cumsum(areas)]) / 2 / np.log(2), np.array(errors)
+
+
+def ideal_chain(pipe, x_0, fidelity, seed):
+    """(KL in bits of all steps, squared error) of DiffC's loop with a perfect channel."""
+    noise, channel = schedule.from_pure_noise(pipe.noise_schedule()), gaussian_source.PerfectChannel(seed, True)
+    header = container.Header(contract.DIFFC, x_0.shape[-1], x_0.shape[-2], bytes(4), b"")
+    parameters, shape = diffc_format.Parameters(CHANNELS["trellis"].number, 0), tuple(x_0.shape[1:])
+    control = rate.down_to(noise.timestep_of(fidelity), noise, header, parameters, 12, pipe.error_calibration(), shape)
+    sender = ends.Sender(x_0, control)
+    sender.channel = channel
+    ((x_t, t),) = pipe.reverse(noise, channel, [sender], shape, [""])
+    return sum(sender.messages), total_square(mean_of(pipe, x_t, t) - x_0)
+
+
+def diffc_file(pipe, x_0, image, fidelity):
+    """(bits of the file, squared error of the receiver's mean)"""
+    data = pipe.compress(image, fidelity=fidelity).bitstreams[0]
+    _, parameters, messages, _ = diffc_format.read_file(data)
+    noise = schedule.from_pure_noise(pipe.noise_schedule())
+    receiver = ends.Receiver(noise, parameters, messages)
+    ((x_t, t),) = pipe.reverse(noise, channel_of(parameters.channel), [receiver], tuple(x_0.shape[1:]), [""])
+    return 8 * len(data), total_square(mean_of(pipe, x_t, t) - x_0)
+
+
+def relic_file(pipe, x_0, image, fidelity):
+    data = pipe.compress(image, fidelity=fidelity).bitstreams[0]
+    _, parameters, payload = relic_format.read_file(data)
+    noise = pipe.noise_schedule()
+    y_hat, _ = pipe.read_latent(parameters, payload, tuple(x_0.shape[1:]), noise)
+    x_t = noise.level(parameters.timestep)[0] * y_hat[None].float()
+    return 8 * len(data), total_square(mean_of(pipe, x_t, parameters.timestep) - x_0)
+
+
+@torch.no_grad()
+def photos(args):
+    """Curves and points of the photos, summed over them: bits a pixel, mean squared error of the latent."""
+    diffc, relic = (kind.from_pretrained(embedded_model()) for kind in (DiffCPipeline, RelicPipeline))
+    for pipe in (diffc, relic):
+        pipe.set_progress_bar_config(disable=True)
+    fidelities, curves, points, pixels, count = (0.4, 0.55, 0.7, 0.8), [], {}, 0, 0
+    for seed, path in enumerate(list(find_files(args.photos).files.values())[:: args.every]):
+        image = images.open_image(path).convert("RGB")
+        left, top = ((side - args.crop) // 2 for side in image.size)
+        image = image.crop((left, top, left + args.crop, top + args.crop))
+        x_0 = diffc.encode_picture(diffc.pad(images.to_tensor(image)[0])[None])
+        pixels, count = pixels + args.crop**2, count + x_0.numel()
+        curves.append(information_curve(diffc, x_0, args.levels, seed))
+        for fidelity in fidelities:
+            for name, found in (
+                ("ideal KL, 12 steps", ideal_chain(diffc, x_0, fidelity, seed)),
+                ("DiffC's files", diffc_file(diffc, x_0, image, fidelity)),
+                ("Relic's files", relic_file(relic, x_0, image, fidelity)),
+            ):
+                points.setdefault((name, fidelity), []).append(found)
+    bits, errors = (sum(column) for column in zip(*curves))
+    print("| what | fidelity | bits a pixel | mean squared error | over I-MMSE at that error |\n|--|--|--|--|--|")
+    rows = {}
+    for (name, fidelity), found in sorted(points.items()):
+        sent, error = np.sum(found, 0)
+        same = np.exp(np.interp(-np.log(error), -np.log(errors[1:]), np.log(bits[1:])))
+        rows.setdefault(name, []).append((sent / pixels, error / count))
+        print(f"| {name} | {fidelity:g} | {sent / pixels:.4f} | {error / count:.4f} | {sent / same:.3f} |", flush=True)
+    plot_photos(args.out / "network.png", (bits / pixels, errors / count), rows)
+
+
+def plot_photos(path, curve, rows):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.8), layout="constrained")
+    axes.plot(*curve, "k.-", label="I-MMSE of the network")
+    for (name, points), style in zip(rows.items(), ("C3s", "C0^", "C1o")):
+        axes.plot(*zip(*points), style, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="bits a pixel", ylabel="squared error of the mean, of a latent's coefficient")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())  # which would overlap
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("theory"), help="folder of the plots")
     parser.add_argument("--dims", type=int, nargs=3, default=[4, 64, 64], metavar=("C", "H", "W"))
     parser.add_argument("--exponent", type=float, default=2)
     parser.add_argument("--diffc", type=float, nargs="*", default=[0.1, 0.3, 1.0], help="end snr of DiffC's own files")
+    parser.add_argument("--photos", type=Path, help="folder: the network on photos in place of the Gaussian source")
+    parser.add_argument("--every", type=int, default=6)
+    parser.add_argument("--crop", type=int, default=256, help="side of the photos' middle that is taken")
+    parser.add_argument("--levels", type=int, default=48)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.photos:
+        photos(args)
+        return
     power = gaussian_source.power_spectrum(tuple(args.dims), args.exponent)
     flat = power.flatten()
     scheduler = UniPCMultistepScheduler(**LEVELS)
