@@ -212,6 +212,7 @@ def build(engine: Engine) -> Any:
         data = engine.read_file(path)
         facts, picture = describe(data, engine.limits), engine.decode(data, realism)
         progressive = "steps_present" in facts and lossy_part(data, engine.limits) is None
+        facts["bpp"] = round(facts["bpp"], 4)
         return picture, size_line(data, picture), facts, gr.Slider(value=100, visible=bool(progressive)), data
 
     def begin(data, share):
@@ -256,7 +257,7 @@ def build(engine: Engine) -> Any:
                 with gr.Column(scale=2):
                     picture = gr.Image(label="Picture", format="png", interactive=False)
                     size = gr.Markdown()
-                    share = gr.Slider(1, 100, 100, step=1, label="Only the first percent of the file", visible=False)
+                    share = gr.Slider(1, 100, 100, step=1, label="Percent of the file, from its beginning", visible=False)
                     with gr.Accordion("What the file says", open=False):
                         facts = gr.JSON(show_label=False, max_height=320)
             decompress_button.click(

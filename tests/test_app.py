@@ -2,7 +2,9 @@
 
 import io
 import re
+import tomllib
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from test_report import browser
 from diffusers_compress import app
 from diffusers_compress.codecs import describe
 from diffusers_compress.errors import BitstreamError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,19 @@ def test_what_is_said_of_an_error():
     assert app.one_line(ValueError("a reason\nand more")) == "a reason"
 
 
+def test_a_space_installs_what_the_package_needs():
+    """The package itself lies beside the page: app/README.md."""
+    needs = (ROOT / "app" / "requirements.txt").read_text(encoding="utf-8").splitlines()[1:]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert needs == project["dependencies"] + project["optional-dependencies"]["app"]
+
+
+def upload(view, path):
+    """Until it is there: a click before finds no file."""
+    view.locator("input[type=file]").last.set_input_files(path)
+    view.locator(".file-preview", has_text=Path(path).stem).wait_for()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)], ids=["phone", "desk"])
 def test_upload_encode_download_decode_in_a_browser(engine, save, photo, tmp_path, width, height):
@@ -125,23 +142,22 @@ def test_upload_encode_download_decode_in_a_browser(engine, save, photo, tmp_pat
         pytest.skip("no browser")
     from playwright.sync_api import expect, sync_playwright
 
+    engine.pipeline("diffc")  # so that no wait below is for a model to be loaded
     page = app.build(engine)
     _, address, _ = app.serve(page, prevent_thread_lock=True, quiet=True)
     try:
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
             view = chromium.new_page(viewport={"width": width, "height": height})
-            view.set_default_timeout(60_000)
-            expect.set_options(timeout=60_000)
+            view.set_default_timeout(150_000)
+            expect.set_options(timeout=150_000)
             view.goto(address)
-            view.locator("input[type=file]").nth(0).set_input_files(save(b"broken", "broken.png"))
+            upload(view, save(b"broken", "broken.png"))
             view.get_by_role("button", name="Compress", exact=True).click()
             expect(view.get_by_text("this is no picture that can be read")).to_be_visible()
-            view.get_by_label("Close").first.click()
 
-            view.get_by_label("Clear").first.click()
-            view.locator("input[type=file]").nth(0).set_input_files(save(photo))
-            view.get_by_text("photo.png").first.wait_for()
+            view.get_by_label("Clear").first.click()  # waits for the message to go, which lies over it on a phone
+            upload(view, save(photo))
             view.get_by_role("button", name="Compress", exact=True).click()
             said = view.locator("strong", has_text=re.compile(r"^[\d,]+ bytes$"))
             said.wait_for()
@@ -153,10 +169,9 @@ def test_upload_encode_download_decode_in_a_browser(engine, save, photo, tmp_pat
             assert view.evaluate("document.documentElement.scrollWidth") <= width
 
             view.get_by_role("tab", name="File to picture").click()
-            view.locator("input[type=file]").last.set_input_files(tmp_path / "downloaded.dfc")
-            view.get_by_text("downloaded").first.wait_for()
+            upload(view, tmp_path / "downloaded.dfc")
             view.get_by_role("button", name="Decompress").click()
-            number = view.get_by_label("number input for Only the first percent of the file")
+            number = view.get_by_label("number input for Percent of the file, from its beginning")
             number.fill("30")
             number.press("Tab")
             expect(view.get_by_text(re.compile("Preview of the first"))).to_be_visible()
