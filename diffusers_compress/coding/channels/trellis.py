@@ -84,10 +84,11 @@ class Trellis:
         likelihood = torch.stack([(1 + v).sqrt() * m, -v / 2], 1)[..., line]
         ends, bounds = _segments(n, budget)
         bits, scores = np.diff([0, *ends]).tolist(), _segment_scores(likelihood, bounds, codebook)
+        way = search.on(device)
         if self.survivors:
-            messages = search.m_algorithm(bits, scores, self.survivors(budget), self.state_bits)
+            messages = search.m_algorithm(bits, scores, self.survivors(budget), way.survivors)
         else:
-            messages = search.viterbi(bits, scores)
+            messages = search.viterbi(bits, scores, way.follow)
         return messages, self._sample(messages, order, v, step)
 
     def decode(self, messages: np.ndarray, excess: Tensor, rank: Tensor, budget: int, step: int) -> Tensor:
