@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusers_compress.codecs.diffc import reference
-from diffusers_compress.coding.channels import trellis
+from diffusers_compress.coding.channels import search, trellis
 
 TRELLIS, TRELLIS32 = trellis.TRELLIS, trellis.TRELLIS32
 BOTH = pytest.mark.parametrize("channel", [TRELLIS, TRELLIS32], ids=["trellis", "trellis32"])
@@ -380,3 +380,14 @@ def test_a_gpu_decodes_the_same_sample():
     assert torch.allclose(y.cpu(), TRELLIS.decode(messages, excess, rank, 60, step=2), atol=1e-5)
     flat_y = TRELLIS.decode(messages, torch.zeros_like(inputs[1]), inputs[2], 60, step=2)
     assert torch.equal(flat_y.cpu(), TRELLIS.decode(messages, torch.zeros_like(excess), rank, 60, step=2))
+
+
+@pytest.mark.gpu
+@BOTH
+def test_a_gpus_kernels_find_the_messages_of_pytorch(channel, monkeypatch):
+    excess, rank = uneven(2, 5000, 1.5, 300.0)
+    inputs = [x.cuda() for x in (shifts(excess, 300.0), excess, rank)]
+    assert search.on(inputs[0].device) is not search
+    messages, _ = channel.encode(*inputs, 310, step=2)
+    monkeypatch.setattr(search, "on", lambda device: search)
+    assert np.array_equal(channel.encode(*inputs, 310, step=2)[0], messages)
