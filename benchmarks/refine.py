@@ -7,10 +7,11 @@ The first prints for each base and rate the means over pictures of PSNR, Wassers
 Wasserstein distance (SWD): of the base, of the pictures at each realism, with the PSNR that the law of Eq. 17 gives beside it, the squared
 error at realism 0 times 1 + a^2. Then: whether the base file came out of the file byte for byte and the preview is what its own codec
 decodes; of JPEG, by how much the refined 8-bit picture's coefficients are outside their cells at most (8-bit levels of an orthonormal
-DCT), and the share of coefficients that encoding it again with the same tables and subsampling does not give back (idempotence).
+DCT), and the share of coefficients that encoding it again with the same tables and subsampling does not give back (idempotence). Of "diffc"
+and "relic", for which `--model` must be an untrained one, knobs stand for .05, .1, .15 and .2 bits per pixel.
 
 The second refines one JPEG of that size, the folder's pictures side by side, and prints its seconds and the peak memory of the process.
-`--out FILE` keeps one JSON line a picture and rate, and goes on from there.
+`--out FILE` keeps one JSON line a picture and rate, and goes on from there: one file for each `--steps`, `--form` and `--model`.
 """
 
 import argparse
@@ -27,26 +28,29 @@ import torch
 from PIL import Image
 
 from diffusers_compress import RefinePipeline, embedded_model
-from diffusers_compress.codecs.refine import jpeg
-from diffusers_compress.codecs.refine.format import base_file
+from diffusers_compress.codecs.refine import bases, jpeg, trained
+from diffusers_compress.codecs.refine.format import LEARNED, base_file
+from diffusers_compress.contract import CODECS
 from diffusers_compress.images import formats
 from diffusers_compress.metrics.distortion import psnr, samples
 from diffusers_compress.metrics.realism import sliced_wasserstein
 from diffusers_compress.metrics.wasserstein import wasserstein_distortion
 
+LEARNED_BPP = (0.05, 0.1, 0.15, 0.2)  # in place of knobs
 REALISM = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--bases", nargs="+", default=list(formats.FORMATS), choices=list(formats.FORMATS))
+    parser.add_argument("--bases", nargs="+", default=list(formats.FORMATS), choices=bases.NAMES)
     parser.add_argument(
         "--knobs", type=int, nargs="+", default=[0, 1, 2, 3], help="places on the base's scale, from the lowest rate"
     )
     parser.add_argument("--every", type=int, default=1, help="take each n-th picture only")
     parser.add_argument("--steps", type=int, default=8, help="network calls")
-    parser.add_argument("--model", default=embedded_model())
+    parser.add_argument("--form", choices=list(trained.LATE_START), help="of a trained model, in place of its own")
+    parser.add_argument("--model", default=embedded_model("refine"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--large", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--out", type=Path)
@@ -75,22 +79,39 @@ def cells_kept(picture, data):
     return {"excess": float(jpeg.excess(x, cells).max()), "changed": changed}
 
 
+def rate_of(base, knob):
+    if base in LEARNED:
+        return {"target_bpp": LEARNED_BPP[knob]}
+    return {"fidelity": max(knob / (len(formats.FORMATS[base].knobs) - 1), 1e-9)}
+
+
+def by_its_own_codec(pipe, image, base, knob, data):
+    """The base file as its own codec writes it, and that codec's picture of `data`."""
+    if base in LEARNED:
+        codec = bases.learned(pipe, base)
+        return data, codec.decompress(data, **CODECS[base].preview).images[0]  # its size is a matter of the header around it
+    codec = formats.FORMATS[base]
+    return codec.encode(image, codec.knobs[knob]), codec.decode(data)
+
+
 def measure(pipe, path, base, knob, steps):
-    image, codec = Image.open(path).convert("RGB"), formats.FORMATS[base]
+    image = Image.open(path).convert("RGB")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "picture.dfc")
-        file.write_bytes(pipe.compress(image, fidelity=max(knob / (len(codec.knobs) - 1), 1e-9), base=base).bitstreams[0])
+        file.write_bytes(pipe.compress(image, **rate_of(base, knob), base=base).bitstreams[0])
         data = file.read_bytes()
     preview = pipe.decompress(data, preview=True).images[0]
-    row = {"picture": path.name, "base": base, "knob": knob, "steps": steps, "bytes": len(data)}
+    row = {"picture": path.name, "base": base, "knob": knob, "steps": steps, "form": pipe.config.form, "bytes": len(data)}
     row["bpp"] = 8 * len(data) / (image.width * image.height)
     row["base_bytes"] = len(base_file(data))
-    row["extracted"] = base_file(data) == codec.encode(image, codec.knobs[knob])
-    row["preview"] = bool(np.array_equal(np.asarray(preview), np.asarray(codec.decode(base_file(data)))))
+    written, shown = by_its_own_codec(pipe, image, base, knob, base_file(data))
+    row["extracted"], row["preview"] = base_file(data) == written, bool(np.array_equal(np.asarray(preview), np.asarray(shown)))
     row["of_base"] = figures(image, preview)
     start = time.perf_counter()
     for realism in reversed(REALISM):  # all but the first from what was kept
-        picture = pipe.decompress(data, realism=realism, num_inference_steps=steps).images[0]
+        file = io.BytesIO()
+        pipe.decompress(data, realism=realism, num_inference_steps=steps).images[0].save(file, "PNG")
+        picture = Image.open(file)
         row[str(realism)] = figures(image, picture)
         if realism == 1:
             row["seconds"] = time.perf_counter() - start
@@ -108,7 +129,7 @@ def mean(rows, *keys):
 
 
 def tables(rows):
-    kinds = sorted({(row["base"], row["knob"]) for row in rows}, key=lambda kind: (list(formats.FORMATS).index(kind[0]), kind[1]))
+    kinds = sorted({(row["base"], row["knob"]) for row in rows}, key=lambda kind: (bases.NAMES.index(kind[0]), kind[1]))
     columns = ("of_base", *map(str, REALISM))
     for name, digits in (("psnr", 2), ("wd", 1), ("swd", 1)):
         print(f"\n{name}\n| base, knob | pictures | bpp | base | {' | '.join(f'realism {a}' for a in REALISM)} |")
@@ -148,15 +169,17 @@ def main():
     args = parse_args()
     pipe = RefinePipeline.from_pretrained(args.model).to(args.device)
     pipe.set_progress_bar_config(disable=True)
+    if args.form:
+        pipe.register_to_config(form=args.form)
     paths = sorted(args.folder.glob("*.png"))[:: args.every]
     if args.large:
         return large(pipe, paths, *args.large, args.steps)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
-    known = {(row["picture"], row["base"], row["knob"], row["steps"]) for row in rows}
+    known = {(row["picture"], row["base"], row["knob"]) for row in rows}
     for knob in args.knobs:
         for base in args.bases:
             for path in paths:
-                if (path.name, base, knob, args.steps) not in known:
+                if (path.name, base, knob) not in known:
                     rows.append(measure(pipe, path, base, knob, args.steps))
                     if args.out:
                         with args.out.open("a") as file:

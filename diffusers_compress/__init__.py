@@ -13,6 +13,7 @@ _DEFINED_IN = {
     "WienerUNet": "models.wiener_unet",
     "HyperPrior": "models.hyperprior",
     "HyperEncoder": "models.hyper_encoder",
+    "BaseEstimator": "models.base_estimator",
     "ParameterNetwork": "models.hyperprior",
     "CDCContextModel": "models.cdc_context",
     "CDCScheduler": "diffusion.cdc_scheduler",

@@ -110,6 +110,7 @@ CODECS = {
         "Refine",
         "diffusers_compress.pipelines.refine:RefinePipeline",
         "diffusers_compress.codecs.refine.format",
+        embedded="refine",
         preview={"preview": True},
     ),
 }

@@ -62,6 +62,14 @@ def has_adapters(modules: Mapping[str, nn.Module]) -> bool:
     return any(map(_active, layers))
 
 
+def checksum(modules: Mapping[str, nn.Module]) -> list:
+    """What changes with any value or type of the weights that compute: for what is kept in memory, not for files."""
+    weights = [(tensor, facts) for name, module in sorted(modules.items()) for tensor, facts in _weights(name, module, False)]
+    sums = [torch.hash_tensor(tensor.view(INTEGERS[tensor.itemsize])).view(torch.int64) for tensor, _ in weights]
+    totals = torch.stack([total.cpu() for total in sums]).tolist()
+    return [(str(tensor.dtype), facts, total) for (tensor, facts), total in zip(weights, totals)]
+
+
 # --------------------------------------------------------------------------------------------------- the weights that compute
 
 

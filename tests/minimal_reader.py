@@ -1014,11 +1014,11 @@ def refine(data):
     payload, whole = payload_of(data, start, len(data) - start - 4)
     need(whole, "cut")
     base, end = parameters[0], 2 + parameters[1] + 1
-    need(1 <= base <= 5, "base")
+    need(1 <= base <= 7, "base")
     errors = list(parameters[2:end])
     seed, end = varint(parameters, end)
     need(seed < 2**32, "seed")
-    name = {1: "jpeg", 2: "webp", 3: "avif", 4: "jxl", 5: "jpeg2000"}[base]
+    name = {1: "jpeg", 2: "webp", 3: "avif", 4: "jxl", 5: "jpeg2000", 6: "diffc", 7: "relic"}[base]
     facts = {"width": width, "height": height, "fingerprint": fingerprint.hex(), "prompt": parameters[end:].decode()}
     return facts | {"base": name, "errors": errors, "seed": seed, "bytes": len(payload), "payload": payload}
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from golden import make
 from PIL import Image
 
-from diffusers_compress import cli, codecs, images
-from diffusers_compress.codecs.refine import blind, jpeg, restore
-from diffusers_compress.codecs.refine.format import base_file, code_of, error_of
+from diffusers_compress import RefinePipeline, cli, codecs, embedded_model, images
+from diffusers_compress.codecs.refine import blind, jpeg, restore, trained
+from diffusers_compress.codecs.refine.format import LEARNED, base_file, code_of, error_of
+from diffusers_compress.contract import CODECS
 from diffusers_compress.diffusion import schedule
 from diffusers_compress.errors import Corrupt
 from diffusers_compress.format import container
@@ -50,6 +52,21 @@ def test_the_base_file_comes_out_whole_and_the_preview_is_its_picture(pipe, phot
     (tmp_path / "in.dfc").write_bytes(data)
     assert cli.main(["extract", str(tmp_path / "in.dfc"), str(tmp_path / "out")]) == 0
     assert (tmp_path / "out").read_bytes() == base_file(data)
+
+
+@pytest.mark.parametrize("base", LEARNED)
+def test_another_codecs_file_is_a_base_too(base, tiny_sd_folder, photo):
+    pipe, codec = (kind.from_pretrained(tiny_sd_folder) for kind in (RefinePipeline, CODECS[base].pipeline_class()))
+    data = pipe.compress(photo, max_bytes=300, base=base).bitstreams[0]
+    assert len(data) <= 300 and codecs.codec_of(base_file(data)) == base
+    own = codec.decompress(base_file(data), **CODECS[base].preview).images[0]
+    assert np.array_equal(np.asarray(pipe.decompress(data, preview=True).images[0]), np.asarray(own))
+    refined = pipe.decompress(data, num_inference_steps=1).images[0]
+    assert refined.size == photo.size and not np.array_equal(np.asarray(refined), np.asarray(own))
+
+    smaller = codec.compress(photo.crop((0, 0, 48, 48)), max_bytes=200).bitstreams[0]
+    with pytest.raises(Corrupt, match="the base has 48x48 pixels, not 96x64"):
+        pipe.decompress(with_payload(data, smaller), preview=True)
 
 
 def test_a_preview_calls_no_network(pipe, photo, monkeypatch):
@@ -105,6 +122,16 @@ def test_the_dial_blends_two_pictures_of_one_decoding(pipe, photo, monkeypatch):
     assert torch.allclose(between, 0.75 * estimate + 0.25 * sample, atol=1e-6) and not torch.equal(estimate, sample)
     assert not calls
     assert torch.equal(at(1.0, tile=128), sample) and calls  # other arguments, another decoding
+
+
+def test_weights_that_changed_without_a_sign_decode_anew(photo):
+    pipe = make.pipeline("refine", "epsilon")
+    data = pipe.compress(photo, fidelity=0.1).bitstreams[0]
+    before, identity = np.asarray(pipe.decompress(data, num_inference_steps=1).images[0]), pipe.fingerprint()
+    for parameter in pipe.unet.up_blocks.parameters():
+        parameter.data *= 2
+    assert pipe.fingerprint() == identity
+    assert not np.array_equal(np.asarray(pipe.decompress(data, num_inference_steps=1).images[0]), before)
 
 
 def test_without_realism_a_base_is_left_as_it_is(pipe, photo, monkeypatch):
@@ -198,6 +225,53 @@ def test_the_walk_of_a_gaussian_ends_with_its_power():
     assert restored.var().item() == pytest.approx(1.0, rel=0.1)
 
 
+def gaussian_denoiser(walk, noise, y, error):
+    """What a walk returns with the exact E[x_0 | x_t, y] of x_0 ~ N(y, error^2), y known."""
+    sent = None
+    try:
+        while True:
+            x_t, t = walk.send(sent)
+            alpha, sigma = noise.level(t)
+            x_0_hat = y + alpha * error**2 / (alpha**2 * error**2 + sigma**2) * (x_t - alpha * y)
+            sent = alpha * x_t / sigma - x_0_hat / sigma  # v
+    except StopIteration as stop:
+        return stop.value
+
+
+@pytest.fixture(scope="module")
+def zero_snr():
+    from diffusers import DDIMScheduler
+
+    return schedule.from_scheduler(
+        DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    )
+
+
+@pytest.mark.parametrize("form", trained.LATE_START)
+def test_a_trained_walk_ends_with_a_sample_of_what_the_base_leaves_open(form, zero_snr):
+    """x_0 given y is N(y, d^2) here: the mean is y, and the sample has the deviation d about it."""
+    y, n, d = 2 * torch.randn(1, 1, 100, 100), torch.randn(1, 1, 100, 100), 0.3
+    calls_at = trained.timesteps(d, 30, zero_snr, form, trained.LATE_START[form])
+    assert calls_at == sorted(set(calls_at), reverse=True) and len(calls_at) <= 30
+    mean, sample = gaussian_denoiser(trained.walk(y, n, calls_at, zero_snr), zero_snr, y, d)
+    # a late start has a little of the noise in its mean: 1 / (1 + 4^2) of its power
+    assert (mean - y).std().item() < 0.3 * d
+    assert (sample - y).std().item() == pytest.approx(d, rel=0.1)
+
+
+def test_the_flow_takes_eulers_steps(zero_snr):
+    """z_s = (1 - s) x_0 + s (y + d n) along dz/ds = (z_s - x_0_hat) / s, whose levels are those of the timesteps."""
+    y, n, d, steps = torch.randn(1, 1, 50, 50), torch.randn(1, 1, 50, 50), 0.5, 5
+    calls_at = trained.timesteps(d, steps, zero_snr, "flow", math.inf)
+    _, x_0 = gaussian_denoiser(trained.walk(y, n, calls_at, zero_snr), zero_snr, y, d)
+    z = y + d * n
+    for k in range(steps, 0, -1):
+        s = k / steps
+        x_0_hat = y + (1 - s) / ((1 - s) ** 2 + s**2) * (z - y)  # E[x_0 | z_s, y]
+        z = z - (z - x_0_hat) / k
+    assert torch.allclose(x_0, z, atol=0.02 * d)  # timesteps are whole numbers
+
+
 def test_tiles_cover_a_picture_once():
     height, width = 150, 401
     total = torch.zeros(height, width)
@@ -216,6 +290,29 @@ def test_a_picture_in_tiles_keeps_what_its_base_says(pipe, photo):
     base, tiled = (pipe.decompress(data, realism, output_type="pt", **options).images[0] for realism in (0.0, 1.0))
     difference = tiled - base
     assert restore.low_pass(difference[None], 5).abs().max() < 0.1 * difference.abs().max()
+
+
+def test_the_embedded_decoder_is_small_and_paints_what_a_base_lost():
+    folder = Path(embedded_model("refine"))
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8e6
+    pipe = RefinePipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    photo = Image.open(folder.parent / "coffee.jpg").convert("RGB").resize((384, 256)).crop((128, 64, 256, 192))
+    x = images.to_tensor(photo)[0]
+
+    def error(picture):
+        return (images.to_tensor(picture)[0] - x).square().mean()
+
+    def detail(picture):
+        return (picture - restore.low_pass(picture[None], 1)[0]).square().mean()
+
+    for base in "jpeg", "avif":
+        data = pipe.compress(photo, fidelity=1e-9, base=base).bitstreams[0]
+        preview = pipe.decompress(data, preview=True).images[0]
+        refined, estimate = (pipe.decompress(data, realism=realism, num_inference_steps=4).images[0] for realism in (1.0, 0.0))
+        assert error(estimate) <= error(preview) and error(refined) < 2 * error(preview)
+        if base == "avif":
+            assert detail(images.to_tensor(preview)[0]) < detail(images.to_tensor(refined)[0]) < 2 * detail(x)
 
 
 # ------------------------------------------------------------------------------------------------------------ files of others

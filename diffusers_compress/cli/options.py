@@ -95,7 +95,11 @@ NoiseSeed = Annotated[
 ]
 BaseCodec = Annotated[
     str | None,
-    typer.Option("--base", show_default="jpeg", help="Of refine: jpeg, webp, avif, jxl or jpeg2000, which the file holds whole."),
+    typer.Option(
+        "--base",
+        show_default="jpeg",
+        help="Of refine: jpeg, webp, avif, jxl, jpeg2000, diffc or relic, which the file holds whole.",
+    ),
 ]
 Importance = Annotated[
     str | None,

@@ -107,7 +107,7 @@ def find(name: str | os.PathLike, preset: str | float | None = None, **options) 
     if chosen is None:
         return None  # a whole pipeline
     within = chosen.relative_to(folder)
-    files = [(within / file).as_posix() for file in (ABOUT, FILE, "hyper_encoder/*", "controlnet/*")]
+    files = [(within / file).as_posix() for file in (ABOUT, FILE, "hyper_encoder/*", "controlnet/*", "estimator/*")]
     return Path(snapshot_download(str(name), allow_patterns=files, **where)) / within
 
 

@@ -29,19 +29,31 @@ class WienerUNet(UNet2DConditionModel):
 
         x_0_hat = m + W'(x_t - alpha m) + c_out F(c_in x_t, (m + W'(x_t - alpha m)) / std)
 
+    If the deviation of what m leaves is known too (`scaled`), at every place, W' and c_out follow from it in place of the spectrum.
+
     Args:
         beta_start, beta_end: the noise levels are those of the "scaled_linear" schedule, rescaled to zero terminal SNR (Lin et al. 2024).
         in_channels: C of x_t, and further channels that F sees as they are.
         centred: whether the last C of the further channels are an estimate of x_0.
+        scaled: whether the C channels before those are log2 of the estimate's standard deviation.
         options: all other arguments of `UNet2DConditionModel`.
     """
 
-    def __init__(self, in_channels: int = 4, out_channels: int = 4, beta_start=0.00085, beta_end=0.012, centred=False, **options):
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        beta_start=0.00085,
+        beta_end=0.012,
+        centred=False,
+        scaled=False,
+        **options,
+    ):
         super().__init__(in_channels=in_channels + out_channels, out_channels=out_channels, **options)
-        self.register_to_config(in_channels=in_channels, beta_start=beta_start, beta_end=beta_end, centred=False)
+        self.register_to_config(in_channels=in_channels, beta_start=beta_start, beta_end=beta_end, centred=False, scaled=False)
         self.register_buffer("log2_power", torch.zeros(out_channels, KNOTS))
         if centred:
-            self.centre_on_estimate()
+            self.centre_on_estimate(scaled)
         torch.nn.init.zeros_(self.conv_out.weight)
         torch.nn.init.zeros_(self.conv_out.bias)
 
@@ -52,7 +64,7 @@ class WienerUNet(UNet2DConditionModel):
 
     @staticmethod
     def _get_init_keys(input_class):  # config.json holds the UNet's own arguments too
-        return ConfigMixin._get_init_keys(UNet2DConditionModel) | {"beta_start", "beta_end", "centred"}
+        return ConfigMixin._get_init_keys(UNet2DConditionModel) | {"beta_start", "beta_end", "centred", "scaled"}
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float | int, encoder_hidden_states: Tensor, *args, return_dict=True, **options
@@ -64,11 +76,18 @@ class WienerUNet(UNet2DConditionModel):
         power = self.power(*sample.shape[-2:])
         variance, mean = power.mean((1, 2))[:, None, None], torch.zeros_like(x_t)
         if self.config.centred:
-            mean, power = extra[:, -channels:].float(), _power(self.log2_remainder, *sample.shape[-2:])
+            mean = extra[:, -channels:].float()
 
-        total = alpha**2 * power + sigma**2
-        wiener = mean + inverse_dct(alpha * power / total * dct(x_t - alpha * mean))
-        c_out = (sigma**2 * power / total).mean((2, 3), keepdim=True).sqrt()
+        if self.config.scaled:
+            power = extra[:, -2 * channels : -channels].float().exp2().square()  # of what the estimate leaves, at each place
+            total = alpha**2 * power + sigma**2
+            wiener = mean + alpha * power / total * (x_t - alpha * mean)
+            c_out = (sigma**2 * power / total).sqrt()
+        else:
+            power = _power(self.log2_remainder, *sample.shape[-2:]) if self.config.centred else power
+            total = alpha**2 * power + sigma**2
+            wiener = mean + inverse_dct(alpha * power / total * dct(x_t - alpha * mean))
+            c_out = (sigma**2 * power / total).mean((2, 3), keepdim=True).sqrt()
         c_in = (alpha**2 * variance + sigma**2) ** -0.5
         seen = torch.cat([c_in * x_t, wiener * variance**-0.5], 1).to(self.dtype)
         output = super().forward(
@@ -88,10 +107,12 @@ class WienerUNet(UNet2DConditionModel):
         """Expected square of the DCT coefficients of x_0 [C, h, w]."""
         return _power(self.log2_power, h, w)
 
-    def centre_on_estimate(self) -> None:
-        """From now on the last C further channels are an estimate of x_0; `fit_remainder` measures what it leaves."""
-        self.register_buffer("log2_remainder", self.log2_power.clone())
-        self.register_to_config(centred=True)
+    def centre_on_estimate(self, scaled: bool = False) -> None:
+        """From now on the last C further channels are an estimate of x_0. scaled: log2 of its standard deviation is in the C before it; else
+        `fit_remainder` measures what it leaves."""
+        if not scaled:
+            self.register_buffer("log2_remainder", self.log2_power.clone())
+        self.register_to_config(centred=True, scaled=scaled)
 
     def fit(self, latents) -> None:
         """Measure the spectrum on latents [C, h, w] of any sizes."""

@@ -9,7 +9,8 @@ from diffusers_compress.format import container
 from diffusers_compress.format.bits import need, read_varint, write_varint
 from diffusers_compress.format.limits import DEFAULT_LIMITS, check_prompt
 
-BASE_NUMBERS = {"jpeg": 1, "webp": 2, "avif": 3, "jxl": 4, "jpeg2000": 5}
+BASE_NUMBERS = {"jpeg": 1, "webp": 2, "avif": 3, "jxl": 4, "jpeg2000": 5, "diffc": 6, "relic": 7}
+LEARNED = ("diffc", "relic")  # codecs of `contract.CODECS`, on the same model
 MAX_PROMPT_BYTES = DEFAULT_LIMITS.prompt_bytes
 MAX_SEED = 2**32 - 1
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_compress import images
-from diffusers_compress.codecs.refine import blind, jpeg, restore
+from diffusers_compress.codecs.refine import bases, blind, jpeg, restore, trained
 from diffusers_compress.codecs.refine.format import Parameters, error_of
 from diffusers_compress.coding import randomness
 from diffusers_compress.errors import Corrupt
@@ -31,19 +31,11 @@ class Job:
     prompt: str = ""
 
 
-def open_base(header: Header, parameters: Parameters, data: bytes) -> Image.Image:
-    """The base of a refined file. Corrupt if it is damaged or of another size."""
-    try:
-        return formats.opened(parameters.base, data, (header.width, header.height))
-    except ValueError as error:
-        raise Corrupt(str(error)) from error
-
-
-def job_of(header: Header, parameters: Parameters, data: bytes, channels: int) -> Job:
+def job_of(pipe: DiffusionPipeline, header: Header, parameters: Parameters, data: bytes) -> Job:
     """What is to do for a refined file. Corrupt if its base is, or the model has another number of channels."""
-    if len(parameters.errors) != channels:
-        raise Corrupt(f"the file has the errors of {len(parameters.errors)} channels, the model has {channels}")
-    base = formats.as_stored(open_base(header, parameters, data))
+    if len(parameters.errors) != pipe.family.channels:
+        raise Corrupt(f"the file has the errors of {len(parameters.errors)} channels, the model has {pipe.family.channels}")
+    base = bases.picture(pipe, header, parameters, data)
     cells = jpeg.read_cells(data) if parameters.base == "jpeg" else None
     errors = torch.tensor([error_of(code) for code in parameters.errors], dtype=torch.float32)
     return Job(base, cells, errors, parameters.seed, parameters.prompt)
@@ -59,18 +51,21 @@ def estimated_job(pipe: DiffusionPipeline, picture: Image.Image, data: bytes, se
 
 @dataclass
 class Settings:
-    """Those of `decompress`: network calls a tile, guidance, calls between projections, side of a tile."""
+    """Those of `decompress`: network calls a tile, guidance, calls between projections, side of a tile, noise at the start."""
 
     num_inference_steps: int
     guidance_scale: float
     projection_interval: int
     tile: int
+    late_start: float | None = None
 
     def __post_init__(self):
         if self.projection_interval < 1:
             raise ValueError(f"projection_interval must be at least 1, not {self.projection_interval}")
         if self.tile < 2 * OVERLAP or self.tile % OVERLAP:
             raise ValueError(f"tile must be a multiple of {OVERLAP} from {2 * OVERLAP} on, not {self.tile}")
+        if self.late_start is not None and not self.late_start > 0:
+            raise ValueError(f"late_start must be above 0, not {self.late_start}")
 
 
 def paint(
@@ -94,31 +89,55 @@ def paint(
 
 def paint_tile(pipe: DiffusionPipeline, jobs: list[Job], noises: list[Tensor], settings: Settings, watch=None) -> Tensor:
     """Estimates and samples [2, B, 3, h, w] on the CPU, of tiles of one size; noises: [2, C, h', w'] each."""
-    schedule, device = pipe.noise_schedule(), pipe._execution_device
-    x = torch.stack([job.base for job in jobs]).to(device)
+    x = torch.stack([job.base for job in jobs]).to(pipe._execution_device)
     y = pipe.encode_picture(x)
     # what the autoencoder itself loses of the base is no loss of the base: only differences pass through it
     lost = x - pipe.decode_latent(y)
-    plain, matched = [], []
-    for i, (job, n) in enumerate(zip(jobs, noises)):
+    restored = with_training if pipe.config.form else without_training
+    mean, sample = restored(pipe, jobs, y, lost, torch.stack(noises).to(y), settings, watch)
+    estimate = x
+    if any(job.cells for job in jobs):  # whose codec knows no better than the middle of each cell
+        is_jpeg = torch.tensor([job.cells is not None for job in jobs], device=x.device).view(-1, 1, 1, 1)
+        estimate = torch.where(is_jpeg, pipe.decode_latent(mean) + lost, x)
+    return torch.stack([estimate, pipe.decode_latent(sample) + lost]).cpu()
+
+
+def with_training(
+    pipe: DiffusionPipeline, jobs: list[Job], y: Tensor, lost: Tensor, noises: Tensor, settings: Settings, watch: Callable | None
+) -> tuple[Tensor, Tensor]:
+    """Latents of estimates and samples [B, C, h', w'], by a network that was trained to refine."""
+    schedule, form = pipe.noise_schedule(), pipe.config.form
+    late_start = trained.LATE_START[form] if settings.late_start is None else settings.late_start
+    seen = trained.seen_of(pipe.estimator, y, torch.stack([job.errors for job in jobs]).to(y))
+    means, walks = seen.chunk(2, 1)[1], []
+    for i, d in enumerate(trained.deviations(seen)):
+        calls_at = trained.timesteps(d, settings.num_inference_steps, schedule, form, late_start)
+        walks.append(trained.walk(means[i : i + 1], noises[i, :1], calls_at, schedule))
+    prompts = [job.prompt for job in jobs]
+    means, samples = zip(*pipe.run(walks, prompts, settings.guidance_scale, watch, extra_channels=seen))
+    return torch.cat(means), torch.cat(samples)
+
+
+def without_training(
+    pipe: DiffusionPipeline, jobs: list[Job], y: Tensor, lost: Tensor, noises: Tensor, settings: Settings, watch: Callable | None
+) -> tuple[Tensor, Tensor]:
+    """The same by any network; estimates are made for JPEGs alone."""
+    schedule, plain, matched = pipe.noise_schedule(), [], []
+    for i, job in enumerate(jobs):
 
         def project(x_0, i=i, cells=job.cells):
             seen = pipe.decode_latent(x_0) + lost[i : i + 1]
             return x_0 + pipe.encode_picture(within(seen, cells, 2)) - pipe.encode_picture(seen)
 
-        start = restore.match(y[i : i + 1], job.errors, n.to(device))
+        start = restore.match(y[i : i + 1], job.errors, noises[i])
         onto = project if job.cells else None
         matched.append(restore.restore(start, settings.num_inference_steps, schedule, onto, settings.projection_interval))
         plain.append(restore.restore(start.plain(y[i : i + 1]), 1, schedule))
 
     prompts = [job.prompt for job in jobs]
-    sample = pipe.decode_latent(torch.cat(pipe.run(matched, prompts, settings.guidance_scale, watch))) + lost
-    estimate = x
-    if any(job.cells for job in jobs):
-        estimate = pipe.decode_latent(torch.cat(pipe.run(plain, prompts, watch=watch))) + lost
-        keep = torch.tensor([job.cells is None for job in jobs], device=device).view(-1, 1, 1, 1)
-        estimate = torch.where(keep, x, estimate)
-    return torch.stack([estimate, sample]).cpu()
+    samples = torch.cat(pipe.run(matched, prompts, settings.guidance_scale, watch))
+    means = torch.cat(pipe.run(plain, prompts, watch=watch)) if any(job.cells for job in jobs) else y
+    return means, samples
 
 
 def finished(job: Job, estimate: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
