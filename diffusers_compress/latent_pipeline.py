@@ -51,7 +51,7 @@ class LatentCodecMixin(CodecMixin):
         source = {name: options[name] for name in HUB if name in options}
         index = cls.load_config(model, **source)
         for name, network in families.check_index(index, options).items():
-            if cls.plain_network:
+            if cls.plain_network and not index.get("form"):  # that is of a network which was trained to refine
                 config = getattr(diffusers, network).load_config(model, subfolder=name, **source)
                 families.check_config(network, config, str(index.get("_class_name")))
 
