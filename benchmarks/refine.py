@@ -85,11 +85,12 @@ def rate_of(base, knob):
     return {"fidelity": max(knob / (len(formats.FORMATS[base].knobs) - 1), 1e-9)}
 
 
-def by_its_own_codec(pipe, image, base, knob, data):
-    """The base file as its own codec writes it, and that codec's picture of `data`."""
+def by_its_own_codec(pipe, image, base, knob, data, around):
+    """The base file as its own codec writes it, and that codec's picture of `data`. around: bytes of the refined file beside it."""
     if base in LEARNED:
         codec = bases.learned(pipe, base)
-        return data, codec.decompress(data, **CODECS[base].preview).images[0]  # its size is a matter of the header around it
+        limit = int(LEARNED_BPP[knob] * image.width * image.height / 8) - around
+        return codec.compress(image, max_bytes=limit).bitstreams[0], codec.decompress(data, **CODECS[base].preview).images[0]
     codec = formats.FORMATS[base]
     return codec.encode(image, codec.knobs[knob]), codec.decode(data)
 
@@ -104,7 +105,7 @@ def measure(pipe, path, base, knob, steps):
     row = {"picture": path.name, "base": base, "knob": knob, "steps": steps, "form": pipe.config.form, "bytes": len(data)}
     row["bpp"] = 8 * len(data) / (image.width * image.height)
     row["base_bytes"] = len(base_file(data))
-    written, shown = by_its_own_codec(pipe, image, base, knob, base_file(data))
+    written, shown = by_its_own_codec(pipe, image, base, knob, base_file(data), len(data) - len(base_file(data)))
     row["extracted"], row["preview"] = base_file(data) == written, bool(np.array_equal(np.asarray(preview), np.asarray(shown)))
     row["of_base"] = figures(image, preview)
     start = time.perf_counter()
