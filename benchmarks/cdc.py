@@ -84,7 +84,8 @@ def measured(args, pipe, image, fidelity, file):
     found, data = {"encode, s": time.process_time() - start}, file.read_bytes()
     _, parameters, payload = read_file(data)
     found["bpp"] = 8 * len(data) / (image.width * image.height)
-    found["file / estimate"] = 8 * len(data) / estimated_bits(pipe, x, parameters.level)
+    estimate = estimated_bits(pipe, x, parameters.level) / 8
+    found |= {"file / estimate": len(data) / estimate, "payload / estimate": len(payload) / estimate}
     found["symbols stay"] = float(symbols_stay(pipe, data))
     found["preview"] = compared(x, pipe.decompress(data, preview=True).images[0])
     for steps in args.steps:

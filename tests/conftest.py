@@ -1,7 +1,10 @@
 """Fixtures that several tests share. Nothing is downloaded: every model is built here, small and random."""
 
+import importlib
 import os
 import signal
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -16,6 +19,8 @@ import pytest
 import torch
 from fork_server import ForkServer
 from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repository")
@@ -46,6 +51,16 @@ def python():
     server = ForkServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    """The script of `examples` that a test module is named after: test_train_cdc.py has train_cdc.py."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module(request.module.__name__.removeprefix("test_"))
+    finally:
+        sys.path.pop(0)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import functools
 import math
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,19 +10,8 @@ import torch.nn.functional as F
 
 from diffusers_compress import CDCPipeline
 
-ROOT = Path(__file__).parents[1]
 SMALL = {"dim": 4, "unet": (1, 2, 3), "context": (1, 2), "hyper": (2, 2, 3)}
 PUBLISHED = {"dim": 64, "unet": (1, 2, 3, 4, 5, 6), "context": (1, 2, 3, 4), "hyper": (4, 4, 4)}
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import convert_cdc
-    finally:
-        sys.path.pop(0)
-    return convert_cdc
 
 
 def shapes(dim, unet, context, hyper, finest, between=1):

@@ -2,15 +2,12 @@
 
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from diffusers_compress import PerCoPipeline
-
-ROOT = Path(__file__).parents[1]
 
 
 def shapes_of(latent_channels, n, m, size, codebook_size, dim):
@@ -58,22 +55,12 @@ def weights(shapes):
     return {name: torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5 for name, shape in shapes.items()}
 
 
-@pytest.fixture(scope="module")
-def converter():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import convert_perco
-    finally:
-        sys.path.pop(0)
-    return convert_perco
-
-
 @pytest.mark.parametrize("size, codebook_size, count", [(64, 256, 4_080_128), (8, 256, 5_868_032), (32, 8196, None)])
-def test_published_shapes_make_a_hyper_encoder(converter, size, codebook_size, count):
+def test_published_shapes_make_a_hyper_encoder(script, size, codebook_size, count):
     """With the numbers of parameters that its authors give for the backbone."""
     shapes = shapes_of(4, 192, 320, size, codebook_size, 32)
     state = weights(shapes)
-    hyper_encoder = converter.convert_hyper_encoder(state)
+    hyper_encoder = script.convert_hyper_encoder(state)
     assert hyper_encoder.config.stride == 64 // size and hyper_encoder.probability_model().size == codebook_size
     backbone = sum(parameter.numel() for name, parameter in hyper_encoder.named_parameters() if name.startswith("backbone"))
     assert count is None or backbone == count
@@ -91,7 +78,7 @@ def test_published_shapes_make_a_hyper_encoder(converter, size, codebook_size, c
     assert (chosen <= distances.min(1).values + 1e-3).all()  # floats decide between codes that are as near
 
 
-def test_a_published_checkpoint_becomes_a_pipeline(converter, tiny_sd_folder, photo, tmp_path, monkeypatch):
+def test_a_published_checkpoint_becomes_a_pipeline(script, tiny_sd_folder, photo, tmp_path, monkeypatch):
     unet = PerCoPipeline.from_pretrained(tiny_sd_folder, hyper_encoder=None).unet.state_dict()
     extended = 0.1 * torch.randn(8, 4 + 8, 3, 3)
     extended[:, :4] = unet["conv_in.weight"]
@@ -105,7 +92,7 @@ def test_a_published_checkpoint_becomes_a_pipeline(converter, tiny_sd_folder, ph
 
     command = ["convert_perco.py", "--checkpoint", str(tmp_path / "published"), "--base", tiny_sd_folder]
     monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path / "model")])
-    converter.main()
+    script.main()
     pipe = PerCoPipeline.from_pretrained(tmp_path / "model")
     assert torch.equal(pipe.unet.conv_in.weight, extended) and pipe.scheduler.config.prediction_type == "v_prediction"
     assert all(
@@ -115,6 +102,6 @@ def test_a_published_checkpoint_becomes_a_pipeline(converter, tiny_sd_folder, ph
     assert pipe.decompress(data, num_inference_steps=1).images[0].size == photo.size
 
 
-def test_a_folder_without_weights_is_named(converter, tmp_path):
+def test_a_folder_without_weights_is_named(script, tmp_path):
     with pytest.raises(FileNotFoundError, match="no .safetensors"):
-        converter.read_weights(tmp_path)
+        script.read_weights(tmp_path)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from safetensors.torch import save_file
 from diffusers_compress import UQDMPipeline
 from diffusers_compress.weights import portable
 
-ROOT = Path(__file__).parents[1]
 CONFIG = {
     "n_timesteps": 3,
     "prior_type": "logistic",
@@ -30,16 +27,6 @@ CONFIG = {
     "n_blocks": 2,
     "norm_groups": 4,
 }
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import convert_uqdm
-    finally:
-        sys.path.pop(0)
-    return convert_uqdm
 
 
 def published(width=8, blocks=2):

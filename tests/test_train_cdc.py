@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,21 +9,10 @@ import torch
 
 from diffusers_compress import CDCPipeline
 
-ROOT = Path(__file__).parents[1]
 SMALL = (
     "--size 64 --scales 1 1 --batch 1 --lr 5e-3 --warm-up 1 --ema 0.5 --widths 16 24 24 --hyper-widths 8 8 4 --unet-widths 16 16 "
     "--context-channels 16 --levels 3"
 ).split()
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import train_cdc
-    finally:
-        sys.path.pop(0)
-    return train_cdc
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,21 +11,15 @@ from safetensors.torch import load_file
 
 from diffusers_compress import PerCoPipeline
 
-ROOT = Path(__file__).parents[1]
 SMALL = (
     "--crop 64 --batch 2 --width 16 --features 8 --codebook-dim 4 --warm-up 1 --validation 1 --lr 1e-3 --hyper-lr 1e-3".split()
 )
 
 
 @pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import train_perco
-    finally:
-        sys.path.pop(0)
-    train_perco.COUNTED_CELLS = 100
-    return train_perco
+def script(script):
+    script.COUNTED_CELLS = 100
+    return script
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,6 @@ import torch
 
 from diffusers_compress import RefinePipeline, embedded_model
 
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import train_refine
-    finally:
-        sys.path.pop(0)
-    return train_refine
-
 
 def test_it_trains_goes_on_and_loads(script, tiny_sd_folder, photo, tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()

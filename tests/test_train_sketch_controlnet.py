@@ -2,26 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from diffusers_compress import TextSketchPipeline
 from diffusers_compress.codecs import describe
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import train_sketch_controlnet
-    finally:
-        sys.path.pop(0)
-    return train_sketch_controlnet
 
 
 def test_it_trains_goes_on_and_loads(script, tiny_sd_folder, photo, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +10,6 @@ import torch
 from diffusers_compress import DiffCPipeline
 from diffusers_compress.diffusion.finishers import finisher_of
 from diffusers_compress.metrics.wasserstein import wasserstein_distortion
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import train_student
-    finally:
-        sys.path.pop(0)
-    return train_student
 
 
 def test_it_trains_goes_on_and_loads(script, tiny_sd_folder, photo, tmp_path, monkeypatch):

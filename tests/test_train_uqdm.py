@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +13,7 @@ from diffusers_compress.codecs.uqdm import loop
 from diffusers_compress.codecs.uqdm.format import read_file
 from diffusers_compress.weights import portable
 
-ROOT = Path(__file__).parents[1]
 SMALL = "--size 16 --scales 1 2 --batch 1 --lr 5e-3 --warm-up 1 --ema 0.5 --widths 8 --patch 2 --preconditioned".split()
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import train_uqdm
-    finally:
-        sys.path.pop(0)
-    return train_uqdm
 
 
 def test_the_loss_is_the_size_of_files(script, photo):
