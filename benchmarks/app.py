@@ -25,6 +25,7 @@ from PIL import Image
 from diffusers_compress.app import MAX_UPLOAD, PHOTO
 
 SERVER = "from diffusers_compress.app import *; serve(build(Engine(max_pixels=16_384)), server_port={port}, quiet=True)"
+SETTINGS = ("DiffC", 0.5, 0.5)  # codec, bits per pixel, realism
 GROWTH = 64  # MiB that memory may grow by after the first ten uploads: what PyTorch and Python keep for later
 
 
@@ -88,6 +89,20 @@ def photos(draw):
         yield f"broken {i}.{'jpg' if i % 2 else 'png'}", bytes(broken), None
 
 
+def layers(draw):
+    """(file name, its bytes, whether it is a stroke of the brush): what can be uploaded in place of one."""
+    drawn = Image.new("RGBA", (150, 100))
+    drawn.paste((255, 0, 0, 255), (40, 20, 90, 70))
+    png = file_of(drawn)
+    yield "stroke.png", png, True
+    yield "no stroke.png", file_of(Image.new("RGBA", (150, 100))), True
+    yield "huge stroke.png", file_of(Image.new("RGBA", (9_000, 9_000))), False
+    yield "bomb.png", claiming(png, 60_000, 60_000), False
+    yield "cut.png", png[: len(png) // 2], False
+    yield "text.png", b"I am no picture.", False
+    yield "program.png", b"MZ" + draw.randbytes(100_000), False
+
+
 def files(data, draw):
     """(file name, its bytes, whether it can be decoded), from a file that can."""
     yield "photo.dfc", data, True
@@ -135,20 +150,27 @@ def main():
         client = connect(args.port)
         with tempfile.TemporaryDirectory() as folder:
 
-            def upload(name, content, wanted, api_name, *settings):
+            def write(name, content):
                 path = Path(folder, name.replace("/", "_"))
                 path.write_bytes(content)
-                good, said = ask(client, path, api_name, *settings)
+                return path
+
+            def upload(name, content, wanted, api_name, *settings):
+                good, said = ask(client, write(name, content), api_name, *settings)
                 memory.append(resident(server))
                 print(f"{len(memory):3} {memory[-1]:6.0f} MiB  {name}: {'' if good else 'refused: '}{said}", flush=True)
                 if wanted not in (None, good) or "\n" in said or not said.strip():
                     faults.append(name)
 
-            upload("warm up.jpg", PHOTO.read_bytes(), True, "/compress", "DiffC", 0.5, 0.5)
-            made = client.predict(handle_file(str(PHOTO)), "DiffC", 0.5, 0.5, api_name="/compress")
+            upload("warm up.jpg", PHOTO.read_bytes(), True, "/compress", *SETTINGS, None)
+            made = client.predict(handle_file(str(PHOTO)), *SETTINGS, None, api_name="/compress")
             data = Path(made[2]["value"] if isinstance(made[2], dict) else made[2]).read_bytes()
             for name, content, wanted in photos(draw):
-                upload(name, content, wanted, "/compress", "DiffC", 0.5, 0.5)
+                upload(name, content, wanted, "/compress", *SETTINGS, None)
+            for name, content, wanted in layers(draw):
+                layer = handle_file(str(write(name, content)))
+                painted = {"background": None, "layers": [layer], "composite": None}
+                upload(f"photo, with the brush's {name}", PHOTO.read_bytes(), wanted, "/compress", *SETTINGS, painted)
             for name, content, wanted in files(data, draw):
                 upload(name, content, wanted, "/decompress", 0.5)
     finally:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffusers_compress import images
 from diffusers_compress.codecs import codec_of, describe, lossy_part
-from diffusers_compress.contract import CODECS, DEFAULT
+from diffusers_compress.contract import CODECS, DEFAULT, unknown_options
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import Limits
 
@@ -24,6 +24,7 @@ PHOTO = Path(__file__).parent / "embedded" / "coffee.jpg"
 MAX_UPLOAD = 32 * 2**20  # bytes
 MAX_READ = 64_000_000  # pixels of a photo that is opened at all
 MAX_CODED = 1_000_000  # pixels that are coded; larger photos are made smaller
+CANVAS = 512  # pixels, the longer side of the picture that is painted on
 CLEANED = (60, 900)  # seconds: how often old files are looked for, and how old they are
 ABOUT = """# Photos in a few kilobytes
 The codecs of `diffusers_compress` with {model}. The left of the slider is your photo, the right what the file holds.
@@ -37,6 +38,11 @@ class Refused(ValueError):
 def coders() -> dict[str, str]:
     """Name, as people read it -> key in `CODECS`, of the codecs that take a rate."""
     return {row.name: key for key, row in CODECS.items() if row.rate == "required"}
+
+
+def takes_regions(coder: str) -> bool:
+    """Whether the codec of this name can spend its bytes where the brush was."""
+    return not unknown_options(CODECS[coders()[coder]].pipeline_class().compress, ["importance"])
 
 
 class Engine:
@@ -93,11 +99,26 @@ class Engine:
             image = images.to_output(x[None])[0]
         return image, notes + more
 
-    def encode(self, path: str | None, coder: str, bpp: float) -> tuple[Image.Image, bytes, list[str]]:
-        """(the photo as it was coded, its file, notes)."""
+    def canvas(self, path: str | None) -> Image.Image | None:
+        """The photo, small, to paint on; None if it cannot be read, which `encode` says."""
+        try:
+            image, _ = self.read_photo(path)
+        except ValueError:
+            return None
+        image.thumbnail((CANVAS, CANVAS))
+        return image
+
+    def encode(
+        self, path: str | None, coder: str, bpp: float, painted: str | None = None
+    ) -> tuple[Image.Image, bytes, list[str]]:
+        """(the photo as it was coded, its file, notes). `painted`: path of a picture that is transparent where the brush was not."""
         image, notes = self.read_photo(path)
+        mask = read_mask(painted, image.size) if painted else None
+        options = {"importance": mask} if mask and takes_regions(coder) else {}
+        if mask and not options:
+            notes.append(f"{coder} has no regions, so the brush counts for nothing")
         with self.alone:
-            return image, self.pipeline(coders()[coder]).compress(image, target_bpp=bpp).bitstreams[0], notes
+            return image, self.pipeline(coders()[coder]).compress(image, target_bpp=bpp, **options).bitstreams[0], notes
 
     def read_file(self, path: str | None) -> bytes:
         """A compressed file. Refused if it is too large to be one that this page would decode."""
@@ -143,6 +164,20 @@ class Engine:
             else:
                 low = middle + 1
         return cut[:high]
+
+
+def read_mask(path: str, size: tuple[int, int]) -> Image.Image | None:
+    """What was painted on `Engine.canvas`, as a mask of a picture of this size; None if nothing was. Refused if it is no such picture."""
+    try:
+        with Image.open(path) as opened:  # decodes nothing yet
+            if max(opened.size) > CANVAS:
+                raise Refused(f"what was painted has {opened.width}x{opened.height} pixels, more than {CANVAS}x{CANVAS}")
+            mask = opened.convert("RGBA").getchannel("A")
+    except Refused:
+        raise
+    except Exception:  # Pillow's readers raise many kinds for broken files
+        raise Refused("what was painted cannot be read") from None
+    return mask.resize(size) if mask.getbbox() else None
 
 
 def size_line(data: bytes, image: Image.Image) -> str:
@@ -193,12 +228,36 @@ def save_file(data: bytes) -> str:
     return str(path)
 
 
+def brush() -> Any:
+    """An editor to paint on a picture, a `gradio.ImageEditor`. What a function gets of it is the path of its layer, or None.
+
+    gradio itself would decode whatever is uploaded as a layer, of any size, and keep in memory what is sent to `accept_blobs`. Both are
+    replaced in this one object: of a subclass gradio would write a file beside this one.
+    """
+    import gradio as gr
+
+    editor = gr.ImageEditor(
+        label="Brush",
+        show_label=False,
+        sources=(),
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(colors=["#ff3b30"], color_mode="fixed", default_size=CANVAS // 16),
+        eraser=gr.Eraser(default_size=CANVAS // 16),
+        buttons=[],
+        format="png",
+    )
+    editor.preprocess = lambda drawn: drawn.layers[0].path if drawn and drawn.layers else None
+    editor.accept_blobs = None
+    return editor
+
+
 def build(engine: Engine) -> Any:
     """The page, a `gradio.Blocks`."""
     import gradio as gr
 
-    def compress(path, coder, bpp, realism):
-        image, data, notes = engine.encode(path, coder, bpp)
+    def compress(path, coder, bpp, realism, painted):
+        image, data, notes = engine.encode(path, coder, bpp, painted)
         decoded = engine.decode(data, realism)
         lines = [size_line(data, image), *(f"Note: {note}." for note in notes)]
         return (image, decoded), "\n\n".join(lines), gr.DownloadButton(value=save_file(data), interactive=True), (image, data)
@@ -221,6 +280,11 @@ def build(engine: Engine) -> Any:
         picture, size, facts = engine.prefix(data, share)
         return picture, f"Preview of the first **{size:,} bytes**: {facts['steps_present']} of {facts['steps']} steps"
 
+    regions = {coder: takes_regions(coder) for coder in coders()}
+
+    def offer_brush(coder):
+        return gr.Accordion(visible=regions[coder]), gr.Markdown(visible=not regions[coder])
+
     model = "the model `" + engine.model + "`" if engine.model else "the small models that come with the package"
     once = {"concurrency_id": "model", "concurrency_limit": 1}
     with gr.Blocks(title="diffusers_compress", delete_cache=CLEANED, analytics_enabled=False) as page:
@@ -234,6 +298,10 @@ def build(engine: Engine) -> Any:
                     coder = gr.Radio(list(coders()), value=CODECS[DEFAULT].name, label="Codec")
                     bpp = gr.Slider(0.03, 1, 0.15, step=0.01, label="Bits per pixel, at most")
                     dial = gr.Slider(0, 1, 0.5, step=0.05, label="Realism: 0 least error, 1 natural texture")
+                    with gr.Accordion("Brush: where the bytes go", open=False) as paints:
+                        gr.Markdown("Paint what matters most. The rest is coarser, and the file no larger.")
+                        painted = brush()
+                    plain = gr.Markdown("This codec has no brush: the base file that it stores knows no regions.", visible=False)
                     compress_button = gr.Button("Compress", variant="primary")
                 with gr.Column(scale=2):
                     both = gr.ImageSlider(label="Photo | decoded from the file", format="png", interactive=False, max_height=640)
@@ -241,11 +309,13 @@ def build(engine: Engine) -> Any:
                     download = gr.DownloadButton("Download the file", interactive=False)
             compress_button.click(
                 in_one_line(on_gpu(compress)),
-                [photo, coder, bpp, dial],
+                [photo, coder, bpp, dial, painted],
                 [both, told, download, made],
                 **once,
                 api_name="compress",
             )
+            photo.change(in_one_line(engine.canvas), photo, painted, api_name=False)
+            coder.change(offer_brush, coder, [paints, plain], queue=False, show_progress="hidden", api_name=False)
             dial.release(in_one_line(on_gpu(again)), [made, dial], both, **once, api_name=False)
         with gr.Tab("File to picture"):
             opened = gr.State(time_to_live=CLEANED[1])

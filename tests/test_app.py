@@ -48,6 +48,40 @@ def test_a_photo_to_a_file_and_back(engine, save, photo, coder):
     assert pictures[0].size == photo.size and not np.array_equal(*pictures)
 
 
+@pytest.fixture
+def layer(save):
+    """Path of what was painted: a square in the middle, on a canvas of a size that is not the photo's."""
+    drawn = Image.new("RGBA", (192, 128))
+    drawn.paste((255, 0, 0, 255), (64, 32, 128, 96))
+    return save(drawn, "layer.png")
+
+
+@pytest.mark.parametrize("coder", app.coders())
+def test_a_brush_says_where_the_bytes_go(engine, save, photo, layer, coder):
+    path, bpp = save(photo), 2 if coder == "Refine" else 0.5
+    _, without, _ = engine.encode(path, coder, bpp)
+    _, nothing, notes = engine.encode(path, coder, bpp, save(Image.new("RGBA", (192, 128)), "nothing.png"))
+    assert nothing == without and not notes
+    _, data, notes = engine.encode(path, coder, bpp, layer)
+    if app.takes_regions(coder):
+        mask = Image.new("L", photo.size)
+        mask.paste(255, (32, 16, 64, 48))
+        pipe = engine.pipeline(app.coders()[coder])
+        assert data == pipe.compress(photo, target_bpp=bpp, importance=mask).bitstreams[0] != without and not notes
+    else:
+        assert data == without and notes == [f"{coder} has no regions, so the brush counts for nothing"]
+
+
+def test_only_refine_has_no_brush():
+    assert [coder for coder in app.coders() if not app.takes_regions(coder)] == ["Refine"]
+
+
+def test_what_is_painted_on_is_small(engine, save, photo):
+    large = app.Engine().canvas(save(photo.resize((1200, 800))))
+    assert large.size == (512, 341) and engine.canvas(save(photo)).size == photo.size
+    assert engine.canvas(save(b"broken")) is None and engine.canvas(None) is None
+
+
 def test_a_large_photo_is_made_smaller(engine, save, photo):
     image, notes = engine.read_photo(save(photo.resize((300, 200)).convert("RGBA")))
     assert image.width * image.height <= engine.max_pixels and abs(image.width / image.height - 1.5) < 0.05
@@ -97,6 +131,25 @@ def test_each_hostile_photo_gets_one_line(engine, save, photo):
         engine.encode(None, "DiffC", 0.5)
 
 
+def test_each_hostile_layer_gets_one_line(engine, save, photo):
+    path = save(photo)
+    for data, words in hostile(photo).items():
+        said = "has 9000x9000 pixels" if "9000x9000" in words else "cannot be read"
+        with pytest.raises(app.Refused, match=f"what was painted {said}"):
+            engine.encode(path, "DiffC", 0.5, save(data, "layer.png"))
+
+
+def test_the_brush_decodes_nothing_and_keeps_nothing(save):
+    """gradio alone would: whatever is uploaded as a layer, and all that is sent to `accept_blobs`."""
+    pytest.importorskip("gradio")
+    from gradio.components.image_editor import EditorData, FileData
+
+    editor, path = app.brush(), save(b"no picture")
+    assert editor.preprocess(EditorData(layers=[FileData(path=path)])) == path
+    assert editor.preprocess(EditorData()) is None and editor.preprocess(None) is None
+    assert not hasattr(editor.accept_blobs, "_is_server_fn")
+
+
 def test_each_hostile_file_gets_one_line(engine, save, photo):
     _, data, _ = engine.encode(save(photo), "DiffC", 0.5)
     flipped = bytearray(data)
@@ -133,6 +186,26 @@ def upload(view, path):
     view.locator(".file-preview", has_text=Path(path).stem).wait_for()
 
 
+def paint(view):
+    """A stroke over the middle of the photo, by mouse or finger."""
+    view.get_by_role("button", name="Brush: where the bytes go").click()
+    canvas = view.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    view.wait_for_timeout(2000)  # until the photo is there and stands still
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    if view.evaluate("navigator.maxTouchPoints"):
+        finger = view.context.new_cdp_session(view)
+        for kind, places in (("touchStart", [x - 20]), ("touchMove", [x]), ("touchMove", [x + 20]), ("touchEnd", [])):
+            points = [{"x": place, "y": y} for place in places]
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    else:
+        view.mouse.move(x - 20, y)
+        view.mouse.down()
+        view.mouse.move(x + 20, y, steps=5)
+        view.mouse.up()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)], ids=["phone", "desk"])
 def test_upload_encode_download_decode_in_a_browser(engine, save, photo, tmp_path, width, height):
@@ -148,7 +221,7 @@ def test_upload_encode_download_decode_in_a_browser(engine, save, photo, tmp_pat
     try:
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-            view = chromium.new_page(viewport={"width": width, "height": height})
+            view = chromium.new_page(viewport={"width": width, "height": height}, has_touch=width < 500)
             view.set_default_timeout(150_000)
             expect.set_options(timeout=150_000)
             view.goto(address)
@@ -158,6 +231,11 @@ def test_upload_encode_download_decode_in_a_browser(engine, save, photo, tmp_pat
 
             view.get_by_label("Clear").first.click()  # waits for the message to go, which lies over it on a phone
             upload(view, save(photo))
+            view.get_by_label("Refine").click()
+            expect(view.get_by_text("This codec has no brush")).to_be_visible()
+            expect(view.get_by_text("Brush: where the bytes go")).not_to_be_visible()
+            view.get_by_label("DiffC").click()
+            paint(view)
             view.get_by_role("button", name="Compress", exact=True).click()
             said = view.locator("strong", has_text=re.compile(r"^[\d,]+ bytes$"))
             said.wait_for()
@@ -166,6 +244,7 @@ def test_upload_encode_download_decode_in_a_browser(engine, save, photo, tmp_pat
             download.value.save_as(tmp_path / "downloaded.dfc")
             data = (tmp_path / "downloaded.dfc").read_bytes()
             assert f"{len(data):,} bytes" == said.inner_text() and describe(data)["complete"]
+            assert data != engine.encode(save(photo), "DiffC", 0.15)[1]  # made without the brush
             assert view.evaluate("document.documentElement.scrollWidth") <= width
 
             view.get_by_role("tab", name="File to picture").click()
