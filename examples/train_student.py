@@ -19,9 +19,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import StableDiffusionPipeline, TCDScheduler
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from tqdm.auto import tqdm
 from train_common import Stage, load_photos, make_once, split, to_model_range
@@ -42,6 +42,9 @@ def parse_args():
     parser.add_argument("--photos", type=Path, required=True, help="folder of pictures, every side at least --size pixels")
     parser.add_argument("--output", type=Path, required=True, help="checkpoints, log.jsonl and the finished student go here")
     parser.add_argument("--model", default=embedded_model(), help="Stable-Diffusion folder or Hub id")
+    parser.add_argument(
+        "--start", type=Path, help="a student of this rank, perhaps of a model that was trained anew, to go on from"
+    )
     parser.add_argument("--latents", type=Path, help="the photos' latents, [photos][2 mirrored], from or for other runs")
     parser.add_argument("--ratios", type=float, nargs=2, default=[0.35, 6.0], help="of alpha and sigma: from noisy to clean")
     parser.add_argument("--rank", type=int, default=16)
@@ -113,10 +116,16 @@ def moments(y, levels):
 # ---------------------------------------------------------------------------------------------------------------- training
 
 
-def with_lora(unet, rank):
-    """The UNet with a trainable difference of this rank in every layer that multiplies by a matrix."""
+def with_lora(unet, rank, start=None):
+    """The UNet with a trainable difference of this rank, or that of the folder `start`, in every layer that multiplies by a matrix."""
     names = [name for name, layer in unet.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="gaussian"))
+    if start:
+        lora, _ = StableDiffusionPipeline.lora_state_dict(start)
+        lora = {name.removeprefix("unet."): tensor for name, tensor in lora.items()}
+        unknown = set_peft_model_state_dict(unet, convert_unet_state_dict_to_peft(lora)).unexpected_keys
+        if unknown:
+            raise ValueError(f"{start} has layers that the UNet has not: {', '.join(unknown[:3])} ...")
     return unet
 
 
@@ -169,7 +178,7 @@ def train(accelerator, pipe, photos, validation, args):
     teacher = {t: measured(ten_calls, t) for t in checked}
 
     options = {"decay": args.ema, "weight_decay": 0.0, "warm_up": 30}
-    stage = Stage(accelerator, "student", with_lora(unet, args.rank), args.lr, args.minutes, args, **options)
+    stage = Stage(accelerator, "student", with_lora(unet, args.rank, args.start), args.lr, args.minutes, args, **options)
     ratios = noise.ratio[low : high + 1].flip(0).log().numpy()  # rising
 
     def loss_of(model):
@@ -202,7 +211,7 @@ def main():
 
     def save(folder):
         student = train(accelerator, pipe, photos, validation, args)
-        lora = convert_state_dict_to_diffusers(get_peft_model_state_dict(student))
+        lora = get_peft_model_state_dict(student)  # PEFT's names: diffusers mixes two kinds, and then reads one
         StableDiffusionPipeline.save_lora_weights(folder, {name: tensor.half() for name, tensor in lora.items()})
         # every timestep of the range is the student's
         about = {"last_call_only": True, "network": network, "timesteps": span_of(pipe.noise_schedule(), args.ratios)}

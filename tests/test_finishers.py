@@ -11,6 +11,7 @@ import torch
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from diffusers_compress import DiffCPipeline, RelicPipeline, embedded_model, images
 from diffusers_compress.cli.decode import decoding
@@ -44,10 +45,10 @@ def data(pipe, photo):
     return pipe.compress(photo, max_bytes=150).bitstreams[0]
 
 
-def lora_folder(folder, unet, changed="to_q", scheduler=None):
-    """A LoRA of this UNet as diffusers saves it, and the UNet with it."""
+def lora_folder(folder, unet, changed=("to_q", "conv_in"), scheduler=None):
+    """A LoRA of this UNet as diffusers saves it, under names of two kinds, and the UNet with it."""
     student = copy.deepcopy(unet)
-    student.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=[changed], init_lora_weights=False))
+    student.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(changed), init_lora_weights=False))
     weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(student))
     diffusers.StableDiffusionPipeline.save_lora_weights(folder, weights)
     if scheduler is not None:
@@ -290,6 +291,16 @@ def test_a_lora_of_another_model_says_so(diffc, tmp_path):
     with pytest.raises(ValueError, match=r"wide.* does not fit this UNet2DConditionModel") as error:
         diffc.decompress([], finisher=f"LCM@{folder}")
     assert "\n" not in str(error.value)
+
+    folder, _ = lora_folder(tmp_path / "more", diffc.unet)
+    file = tmp_path / "more" / finishers.LORA
+    tensors = load_file(file)
+    tensors |= {name.replace("conv_in", "conv_between"): tensor.clone() for name, tensor in tensors.items()}
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"more.* does not fit this UNet2DConditionModel: 2 of its \d+ tensors belong to no layer"
+    ):
+        diffc.decompress([], finisher=f"LCM@{folder}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"neither pytorch_lora_weights.safetensors nor unet/config.json"):
         diffc.decompress([], finisher=f"LCM@{tmp_path / 'empty'}")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import convert_unet_state_dict_to_peft
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
@@ -225,6 +226,8 @@ def fetched(name: str, network: str) -> Path:
 
 def with_lora(pipe: Any, file: Path) -> torch.nn.Module:
     """A copy of the pipeline's network with the LoRA merged into its weights. ValueError if it is of another model."""
+    from peft.utils import get_peft_model_state_dict
+
     base, name = pipe.denoiser, pipe.family.network
     own = getattr(base, "_orig_mod", base)
     if pipe.family.lora is None:
@@ -240,7 +243,11 @@ def with_lora(pipe: Any, file: Path) -> torch.nn.Module:
         state, alphas = read if isinstance(read, tuple) else (read, None)
         if other := {key.partition(".")[0] for key in state} - {name}:
             raise ValueError(f"it changes {', '.join(sorted(other))}, where only {name} may be changed")
+        if any("lora_A" in key for key in state):  # diffusers then takes all names for PEFT's, and passes over layers with others
+            state = convert_unet_state_dict_to_peft(state)
         network.load_lora_adapter(state, prefix=name, network_alphas=alphas, adapter_name="finisher")
+        if lost := sum("lora" in key for key in state) - len(get_peft_model_state_dict(network, adapter_name="finisher")):
+            raise ValueError(f"{lost} of its {len(state)} tensors belong to no layer")
         network.fuse_lora(adapter_names=["finisher"])
         network.unload_lora()
     except (ValueError, RuntimeError, KeyError) as error:
