@@ -1,5 +1,6 @@
 """The scripts that make the embedded model: from pictures to a folder that codes, in seconds, and on from where they were killed."""
 
+import itertools
 import json
 import runpy
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_compress import DiffCPipeline, RelicPipeline
+from diffusers_compress import DiffCPipeline, PerCoPipeline, RefinePipeline, RelicPipeline, TextSketchPipeline
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = (
@@ -42,13 +43,18 @@ def pictures(tmp_path_factory, photo):
 
 @pytest.mark.slow
 def test_everything_is_made_anew_by_one_command(pictures, tmp_path, python, monkeypatch):
-    """The finished folder loads in both codecs, each with its own parts, and their files decode."""
-    command = [EXAMPLES / "retrain_embedded.py", "--photos", pictures, "--output", tmp_path, *TINY]
-    command += ["--minutes", "0.05", "--perco-steps", "0"]
-    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    """The finished folders load in their codecs, each with its own parts, and their files decode; and all goes on from them."""
+    script = EXAMPLES / "retrain_embedded.py"
+
+    def run(output, *options):
+        options = ["--photos", pictures, "--output", output, *TINY, "--minutes", 0.1, "--perco-steps", 2, *options]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *options)])
+        runpy.run_path(str(script), run_name="__main__")
+        return output / "embedded"
+
     monkeypatch.setattr(subprocess, "run", python.run)  # the script runs one process after another
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    folder = tmp_path / "embedded" / "model"
+    embedded = run(tmp_path / "first")
+    folder = embedded / "model"
     picture = Image.open(pictures / "0.png").crop((0, 0, 96, 64))
     for pipeline, parts in ((DiffCPipeline, ["variance_head"]), (RelicPipeline, ["hyperprior"])):
         pipe = pipeline.from_pretrained(folder)
@@ -56,13 +62,31 @@ def test_everything_is_made_anew_by_one_command(pictures, tmp_path, python, monk
         assert {"error", "latent"} == pipe.config.calibration.keys()
         decoded = pipe.decompress(pipe.compress(picture, target_bpp=0.2).bitstreams, num_inference_steps=2)
         assert decoded.images[0].size == picture.size
-    rows = [json.loads(line) for name in ("model", "relic") for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-    assert list(dict.fromkeys(row["stage"] for row in rows)) == ["decoder", "unet", "texture", "hyperprior"]
+    logs = [tmp_path / "first" / name / "log.jsonl" for name in ("model", "relic", "text_sketch", "refine", "student")]
+    rows = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    stages = ["decoder", "unet", "texture", "hyperprior", "controlnet", "estimator", "unet", "student"]
+    assert [stage for stage, _ in itertools.groupby(row["stage"] for row in rows)] == stages
     assert all(np.isfinite(row["loss"]) for row in rows)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
-    runpy.run_path(sys.argv[0], run_name="__main__")  # finds all of it done
+    run(tmp_path / "first")  # finds all of it done
     assert weights.read_bytes() == before
+
+    again = run(tmp_path / "second", "--start", embedded)
+    assert weights.read_bytes() != (again / "model" / "unet" / weights.name).read_bytes()
+    for pipeline, part, options in (
+        (PerCoPipeline, "perco/0.0019", {}),
+        (TextSketchPipeline, "text_sketch", {"prompt": ""}),
+        (RefinePipeline, "refine", {"fidelity": 0.1}),
+    ):
+        pipe = pipeline.from_pretrained(again / part)
+        decoded = pipe.decompress(pipe.compress(picture, **options).bitstreams, num_inference_steps=1)
+        assert decoded.images[0].size == picture.size
+    pipe = DiffCPipeline.from_pretrained(again / "model")
+    decoded = pipe.decompress(
+        pipe.compress(picture, target_bpp=0.2).bitstreams, finisher=str(again / "student"), num_inference_steps=1
+    )
+    assert decoded.images[0].size == picture.size
 
     options = [
         "--stages",
@@ -73,7 +97,7 @@ def test_everything_is_made_anew_by_one_command(pictures, tmp_path, python, monk
         "--model",
         folder,
         "--latents",
-        tmp_path / "latents.pt",
+        tmp_path / "first" / "latents.pt",
     ]
     python.run([EXAMPLES / "train_relic.py", "--photos", pictures, "--output", tmp_path / "network", *options], check=True)
     pipe = RelicPipeline.from_pretrained(tmp_path / "network" / "model")
