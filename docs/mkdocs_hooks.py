@@ -1,6 +1,7 @@
 """What mkdocs.yml needs beside docs/*.md: README.md and its like as pages, options of the command line from typer, links made to fit.
 
-docs/*.md and README.md are written to be read where they lie. On the site all pages lie side by side, and what is no page has no link.
+docs/*.md and README.md are written to be read where they lie. On the site all pages lie side by side, what is no page has no link, and a link
+that names a file names its title.
 """
 
 import re
@@ -30,7 +31,10 @@ def on_page_markdown(markdown, page, config, files):
         text, target, anchor = match[1], match[2], match[3] or ""
         name = re.sub(r"^(\.\./|docs/)+", "", target)
         name = "index.md" if name == "README.md" else name
-        return f"[{text}]({name}{anchor})" if files.get_file_from_path(name) else text
+        file = files.get_file_from_path(name)
+        if file and text.endswith(f"{Path(name).stem}.md") and name != "index.md":
+            text = file.content_string.partition("\n")[0].removeprefix("# ")
+        return f"[{text}]({name}{anchor})" if file else text
 
     return LINK.sub(mended, markdown)
 
@@ -44,4 +48,6 @@ def command_line():
 
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="diffusers-compress"), name="diffusers-compress")
-    return "# Options of every verb\n\n" + text.replace("\n## ", "\n## ").partition("\n")[2]
+    for name, verb in command.commands.items():  # the list at the top ends each line after 45 letters
+        text = re.sub(rf"^\* `{name}`: .*", f"* `{name}`: {verb.get_short_help_str(limit=200)}", text, flags=re.MULTILINE)
+    return "# Options of every verb\n\n" + text.partition("\n")[2]

@@ -14,6 +14,7 @@ from diffusers_compress.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODECS = ["diffc:decode.realism=0", "diffc", "avif"]  # in the columns of README's table
 
 
 def blocks(language, text=README):
@@ -75,6 +76,21 @@ def test_a_git_url_installs(tmp_path):
     assert (tmp_path / "bin" / "diffusers-compress").exists()
 
 
+def test_the_figures_are_those_of_the_results():
+    """README's table is a part of the first in RESULTS.md, rounded."""
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / "RESULTS.md").read_text(encoding="utf-8").splitlines()]
+    head = next(line for line in lines if line[0] == "codec")
+    columns = [head.index("PSNR, dB"), next(i for i, name in enumerate(head) if name.startswith("Wasserstein"))]
+    found = {
+        tuple(line[:2]): [float(line[i]) for i in columns] for line in lines[::-1] if len(line) == len(head) and line[0] in CODECS
+    }
+    rows = re.findall(r"^\| ([\d.]+) \| (.+) \| (.+) \| (.+) \|$", README, re.MULTILINE)
+    assert len(rows) == 5
+    for bpp, *cells in rows:
+        for codec, cell in zip(CODECS, cells):
+            assert cell == "–" or cell == "{:.2f} / {:.0f}".format(*found[codec, bpp]), (codec, bpp)
+
+
 def test_links_and_pictures_are_there():
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", README)]
     assert [target for target in targets if not target.startswith("https://") and not (ROOT / target).exists()] == []
@@ -83,7 +99,7 @@ def test_links_and_pictures_are_there():
 
 def test_the_site_has_every_page():
     """`mkdocs build --strict` says it too, where mkdocs is installed."""
-    named = re.findall(r"^ +- (?:\w+: )?(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"^ +- (?:[\w+]+: )?(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     made = {"index", "cli_options"} | {path.stem for path in ROOT.glob("*.md")} - {"README"}
     assert sorted(named) == sorted(made | {path.stem for path in (ROOT / "docs").glob("*.md")})
 

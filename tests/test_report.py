@@ -82,6 +82,26 @@ def test_the_most_detailed_box():
     assert report.most_detailed(Image.new("RGB", (50, 30)), 100) == (0, 0, 50, 30)
 
 
+def test_crops_are_of_a_rate_that_most_codecs_have(photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    rates = {"a": (0.1, 0.2, 0.4), "b": (0.1, 0.2, 0.4), "c": (0.3,), "d": (0.5,)}
+    rows = [
+        {
+            "codec": codec,
+            "picture": "photo.png",
+            "target_bpp": rate,
+            "bytes": 9,
+            "bpp": rate,
+            "reached": True,
+            "decoded": "photo.png",
+        }
+        for codec in rates
+        for rate in rates[codec]
+    ]
+    ((name, tiles),) = report.crops(tmp_path, tmp_path, rows)
+    assert [caption for caption, _ in tiles] == ["original", "a, 9 bytes, 0.2000 bpp", "b, 9 bytes, 0.2000 bpp"]
+
+
 # --------------------------------------------------------------------------------------------------------------- the page
 
 

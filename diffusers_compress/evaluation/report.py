@@ -192,8 +192,14 @@ def most_detailed(image: Image.Image, side: int = CROP) -> tuple[int, int, int, 
 
 
 def crops(folder: Path, out: Path, rows: list[dict], count: int = 3) -> list[tuple[str, list[tuple[str, Image.Image]]]]:
-    """(picture, [(caption, crop)]): the original and each codec at the middle rate, for `count` pictures spread over the set."""
-    rates = sorted({row["target_bpp"] for row in rows})
+    """(picture, [(caption, crop)]): the original and each codec, for `count` pictures spread over the set, at the middle one of the rates
+    that most codecs have.
+    """
+    codecs = {
+        rate: {row["codec"] for row in rows if row["target_bpp"] == rate} for rate in sorted({row["target_bpp"] for row in rows})
+    }
+    most = max(map(len, codecs.values()))
+    rates = [rate for rate in codecs if len(codecs[rate]) == most]
     rate = rates[len(rates) // 2]
     names = list(dict.fromkeys(row["picture"] for row in rows))
     found = []
@@ -225,7 +231,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8886; white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; min-width: 4.5rem; } th:first-child, td:first-child { text-align: left; }
 th:first-child, td:first-child { position: sticky; left: 0; background: Canvas; }
-td:first-child { white-space: normal; min-width: 4.5rem; max-width: 9rem; overflow-wrap: anywhere; }
+td:first-child { white-space: normal; min-width: 4.5rem; max-width: 9rem; overflow-wrap: break-word; }
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .plots img { max-width: 100%; height: auto; background: white; }
 .tiles { display: flex; gap: .5rem; padding-bottom: .5rem; } .tiles figure { flex: none; width: 192px; }
@@ -241,7 +247,7 @@ def picture_tag(data: bytes, kind: str, text: str) -> str:
 
 def html_table(head: list[str], body: list[list[str]]) -> str:
     lines = ["".join(f"<th>{escape(text)}</th>" for text in head)]
-    lines += ["".join(f"<td>{escape(text)}</td>" for text in values) for values in body]
+    lines += ["".join(f"<td>{escape(text).replace(':', ':<wbr>')}</td>" for text in values) for values in body]
     return '<div class="scroll"><table>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 
