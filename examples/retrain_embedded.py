@@ -24,6 +24,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from train_common import split
+from train_perco_data import SUFFIXES
+
 SHARES = {
     "decoder": 0.15,
     "unet": 0.4,
@@ -37,7 +40,7 @@ SHARES = {
 }  # of the minutes
 WHOLE = "down_blocks.[01]|up_blocks.[12]|conv_norm_out|conv_out|time_embedding"  # modules whose differences are not of low rank
 PERCO = (
-    f"--crop 256 --lr 5e-4 --schedule cosine --sketch-weight 1 --rank 16 --codebook-dim 16 --distance cosine --whole {WHOLE} "
+    "--crop 256 --lr 5e-4 --schedule cosine --sketch-weight 1 --rank 16 --codebook-dim 16 --distance cosine "
     "--features 64 --caption-drop 0 --checkpoint-every 250"
 )
 PERCO_FROM_NOTHING = "--hyper-lr 1e-3 --warm-up 100 --ema 0.998"
@@ -46,8 +49,8 @@ PERCO_FROM_START = (
 )
 # Options, and the share of the steps that train the hyper-encoder alone
 PERCO_PRESETS = {
-    "0.0019": ("--width 64 --batch 8 --sigmas 0.3 2000", 3 / 4),
-    "0.1250": ("--width 48 --batch 4 --sigmas 0.1 2000", 3 / 7),
+    "0.0019": (f"--width 64 --batch 8 --sigmas 0.3 2000 --whole {WHOLE.replace('[12]', '2')}", 3 / 4),
+    "0.1250": (f"--width 48 --batch 4 --sigmas 0.1 2000 --whole {WHOLE}", 3 / 7),
 }
 REFINE = f"--draws 4 --rank 16 --whole {WHOLE}"
 CURVE_POINTS = 8
@@ -86,14 +89,8 @@ def commands(args, further):
     yield "relic", ["train_relic.py", *common, *model, *latents, *start("model", "hyperprior"), *stages]
 
     model = ["--model", args.output / "relic" / "model"]
-    pictures = [
-        "--pictures",
-        args.photos,
-        "--validation",
-        40,
-        "--cache",
-        args.output / "perco.pt",
-    ]  # the same as in train_common.py
+    _, kept = split([path for path in args.photos.iterdir() if path.suffix.lower() in SUFFIXES])
+    pictures = ["--pictures", args.photos, "--validation", len(kept), "--cache", args.output / "perco.pt"]
     for preset, (options, alone) in PERCO_PRESETS.items() if args.perco_steps else ():
         options = [*PERCO.split(), *options.split(), "--preset", preset, "--steps", args.perco_steps, *start("perco", preset)]
         options += (

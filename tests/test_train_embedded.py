@@ -52,6 +52,7 @@ def test_everything_is_made_anew_by_one_command(pictures, tmp_path, python, monk
         runpy.run_path(str(script), run_name="__main__")
         return output / "embedded"
 
+    monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr(subprocess, "run", python.run)  # the script runs one process after another
     embedded = run(tmp_path / "first")
     folder = embedded / "model"
