@@ -111,7 +111,7 @@ def second_decoding(out, rows, model, args):
     return {bpp: (len(most), most.count(0), max(most)) for bpp, most in found.items()}
 
 
-def page(rows, summary, again, notes, software, command):
+def page(model, rows, summary, again, notes, software, command):
     """The page, as HTML."""
     ours = [
         [
@@ -128,6 +128,7 @@ def page(rows, summary, again, notes, software, command):
     second = [[f"{bpp:g}", str(count), str(equal), str(most)] for bpp, (count, equal, most) in again.items()]
     parts = [
         f"<h1>DiffC on {len({row['picture'] for row in rows})} pictures, beside what others published</h1>",
+        f"<p>Ours with {escape(model)}. <a href='report.html'>Plots, and pictures at the same bytes</a>.</p>",
         html_table(HEAD, table),
         f"<p>{escape(PROTOCOL)}</p><p>",
         "<br>".join(f"{letter}: {escape(source)}" for letter, source in SOURCES.items()),
@@ -194,7 +195,8 @@ def main():
     write_report(pictures, args.out, rows, command, figures)
     again = second_decoding(args.out, rows, model, args)
     notes = notes_of(args.out, rows, figures)
-    html = page(rows, summarise(rows, figures), again, notes, software_text(args.out, rows), command)
+    name = args.model or "the embedded model, which is small and for tests"
+    html = page(name, rows, summarise(rows, figures), again, notes, software_text(args.out, rows), command)
     write_file(args.out / "prove_it.html", html.encode(), overwrite=True)
     print(args.out / "prove_it.html")
     if args.calibrate_on:

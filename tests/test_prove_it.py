@@ -43,4 +43,5 @@ def test_the_page_has_every_row(photo, tmp_path, monkeypatch, capsys):
         assert f"<li>{name} not available: &lt;urlopen error Name or service not known&gt;</li>" in text
     for bpp in ("0.1", "0.3"):
         assert f"<td>{bpp}</td><td>2</td><td>2</td><td>0</td>" in text  # decoded again by another process: the same pictures
+    assert "Ours with the embedded model" in text and "href='report.html'" in text
     assert (tmp_path / "out" / "report.html").exists()

@@ -97,8 +97,17 @@ def test_links_and_pictures_are_there():
     assert len(README.splitlines()) <= 130
 
 
+def test_the_site_is_built_without_warnings(tmp_path):
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    home, options, python = ((tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("index", "cli_options", "api"))
+    assert '<a href="FORMAT.html">The .dfc file format, version 1</a>' in home and 'src="compare.jpg"' in home
+    assert "in the format that the suffix of OUT says; PNG to stdout.</li>" in options  # nothing cut short
+    assert 'id="pipelines.diffc.DiffCPipeline.compress"' in python
+
+
 def test_the_site_has_every_page():
-    """`mkdocs build --strict` says it too, where mkdocs is installed."""
     named = re.findall(r"^ +- (?:[\w+]+: )?(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     made = {"index", "cli_options"} | {path.stem for path in ROOT.glob("*.md")} - {"README"}
     assert sorted(named) == sorted(made | {path.stem for path in (ROOT / "docs").glob("*.md")})
