@@ -115,7 +115,7 @@ def page(model, rows, summary, again, notes, software, command):
     """The page, as HTML."""
     ours = [
         [
-            "ours: " + line["codec"],
+            f"{line['codec']}, ours",
             f"{line['pictures']} given",
             *(cell(line.get(name)) for name in ("bpp", "psnr", "lpips_alex", "dists", "fid")),
         ]

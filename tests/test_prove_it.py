@@ -33,7 +33,7 @@ def test_the_page_has_every_row(photo, tmp_path, monkeypatch, capsys):
 
     assert capsys.readouterr().out.strip().endswith("prove_it.html")
     text = (tmp_path / "out" / "prove_it.html").read_text(encoding="utf-8")
-    assert text.count("<td>ours: diffc</td>") == 2
+    assert text.count("<td>diffc, ours</td>") == 2
     for method, pictures, bpp, *_, source in script["PUBLISHED"]:
         assert (
             f"<td>{method}</td><td>{pictures}</td><td>{bpp:.4g}</td>" in text and script["SOURCES"][source].split("'")[0] in text
