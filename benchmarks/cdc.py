@@ -34,7 +34,7 @@ def parse_args():
     parser.add_argument("--every", type=int, default=1, help="take each n-th picture")
     parser.add_argument("--fidelity", type=float, nargs="+", default=[0.01, 0.5, 1.0], help="rates")
     parser.add_argument("--gamma", type=float, nargs="+", default=[0.0, 0.8])
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 17, 65])
+    parser.add_argument("--steps", type=int, nargs="*", default=[4, 17, 65])
     parser.add_argument("--dtypes", nargs="*", default=["float16", "bfloat16"], help="of a second process")
     return parser.parse_args()
 

@@ -35,6 +35,7 @@ def parse_args():
     parser.add_argument("--every", type=int, default=1, help="take each n-th picture only")
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.05, 0.1])
     parser.add_argument("--calls", type=int, nargs="*", default=[1, 10], help="of the model alone")
+    parser.add_argument("--realism", type=float, nargs="*", default=[], help="of the model alone, in the most of these calls")
     parser.add_argument("--student-calls", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--files", type=Path, default=Path("finishers"), help="folder of the files")
     parser.add_argument("--save", type=Path, help="folder for the decoded pictures")
@@ -50,6 +51,7 @@ def main():
     student = finisher_of(pipe, args.finisher if args.student_calls else None)
     metrics = [PICTURE_METRICS[name].load() for name in METRICS]
     ways = [(f"{count} of the model", Finish(num_inference_steps=count)) for count in args.calls]
+    ways += [(f"realism {a:g}", Finish(num_inference_steps=max(args.calls), realism=a)) for a in args.realism]
     ways += [(f"{count} of the finisher", Finish(num_inference_steps=count, finisher=student)) for count in args.student_calls]
     noise, rows = schedule.from_pure_noise(pipe.noise_schedule()), defaultdict(list)
     paths = sorted(path for path in args.pictures.iterdir() if path.suffix in {".png", ".webp", ".jpg"})[:: args.every]

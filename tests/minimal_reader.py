@@ -1117,7 +1117,7 @@ def cdc(data, tensors, log_scales, levels, multiple, cell):
         planes.append([[round(512 * (level / (levels - 1)))] * b for _ in range(a)])
     for i in range(2):
         planes = fixed_point(spread_out(planes), tensors, i, -1)
-        planes = [[[x * 13107 >> 16 if x < 0 else x for x in row] for row in plane] for plane in planes]
+        planes = [[[x * 13107 + 32768 >> 16 if x < 0 else x for x in row] for row in plane] for plane in planes]
     planes = fixed_point(planes, tensors, 2, 1)
     y_hat = []
     for mean, scale in zip(planes[: len(planes) // 2], planes[len(planes) // 2 :]):

@@ -94,6 +94,11 @@ def test_code_length_is_that_of_the_tables():
         exact = code_length(offset.double() + 1 / 32, torch.tensor(index).double()).numpy()
         near = exact < 10
         assert near.sum() > 2 and np.abs(tables - exact)[near].max() < 0.1
+    # As files have it: a least probability, low bits and escapes
+    k = torch.tensor([-900, -70, -36, -17, -3, 0, 1, 4, 16, 18, 40, 300])
+    for index in (0, 10, 20, 24, 26):
+        tables = logistic.code_length(k.numpy(), np.int64(-UNIT // 32), np.int64(index))
+        assert np.abs(code_length(k.double() + 1 / 32, torch.tensor(index).double(), True).numpy() - tables).max() < 1.2
 
 
 def test_every_parameter_learns(model, values):

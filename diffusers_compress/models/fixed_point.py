@@ -16,7 +16,8 @@ from diffusers_compress.coding.logistic import UNIT
 LARGEST = 127  # of weights
 SMALLEST = 2.0**-16  # of a channel's largest weight, so that float16 holds the others
 LIMIT = UNIT << 11  # of activations, in parts
-SLOPE = 13107 / 65536  # of what is below 0: about 0.2, and a power of two below
+LEAKY = 13107, 1 << 15  # an integer x below 0 becomes (13107 x + 2^15) >> 16
+SLOPE = LEAKY[0] / 65536
 
 
 class FixedPointConv(nn.Module):
@@ -85,9 +86,9 @@ class FixedPointNetwork(nn.ModuleList):
         return self.layers[-1](x)
 
     def exact(self, x: Tensor) -> Tensor:
-        """Integers in parts of UNIT, as float64, to the same; what a ReLU makes of them is rounded down."""
+        """Integers in parts of UNIT, as float64, to the same. What a ReLU makes of them is rounded: down, scales would be too small."""
         for layer in self.layers[:-1]:
-            x = leaky(layer.exact(x)).floor()
+            x = (leaky(layer.exact(x)) + 0.5).floor()
         return self.layers[-1].exact(x)
 
     def settle(self) -> None:
@@ -96,8 +97,8 @@ class FixedPointNetwork(nn.ModuleList):
             layer.settle()
 
     def numbers(self) -> list[np.ndarray]:
-        """See `FixedPointConv.numbers`."""
-        return [array for layer in self.layers for array in layer.numbers()]
+        """See `FixedPointConv.numbers`; before them those of the ReLU."""
+        return [np.array(LEAKY), *(array for layer in self.layers for array in layer.numbers())]
 
 
 def leaky(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffusers_compress._diffusers import ModelMixin
 from diffusers_compress.coding.context_model import NEIGHBOURS, batches, order, relative, surroundings
-from diffusers_compress.coding.logistic import PER_OCTAVE, REACH, TOTAL, UNIT
+from diffusers_compress.coding.logistic import ESCAPE_BITS, PER_OCTAVE, REACH, TABLES, TOTAL, UNIT
 
 LIMIT = 127  # of weights and activations
 PARTS = 32  # a spread, in activations
@@ -209,13 +209,19 @@ def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[in
 def code_length(offset: Tensor, index: Tensor, in_tables: bool = False) -> Tensor:
     """Bits of integers that lie `offset` above the mean of a logistic distribution with the scale that `index` stands for.
 
-    `in_tables`: as files code them, where each symbol has a least probability.
+    `in_tables`: as files code them, where each symbol has a least probability, and what lies beyond a table's reach an escape.
     """
     rate = torch.exp2(5 - index / PER_OCTAVE)
     above, below = (offset + 0.5) * rate, (offset - 0.5) * rate
     # F(above) - F(below) = F(above) F(-below) (1 - exp(below - above)) for the logistic function F
     bits = (F.softplus(-above) + F.softplus(below) - torch.log(-torch.expm1(-rate))) / math.log(2)
-    return -((1 - (2 * REACH + 1) / TOTAL) * torch.exp2(-bits) + 1 / TOTAL).log2() if in_tables else bits
+    if not in_tables:
+        return bits
+    step = torch.exp2(((index - (TABLES - 1)) / PER_OCTAVE).ceil().clamp(min=0))  # low bits are sent as they are
+    excess = (offset.abs() / step).floor() - REACH
+    bits = torch.where(excess < 0, bits, F.softplus((REACH - 0.5) * step * rate) / math.log(2))
+    escape = torch.where(excess < 0, 0, ESCAPE_BITS + (excess.clamp(min=0) + 1).log2().floor())
+    return escape - ((1 - (2 * REACH + 1) / TOTAL) * torch.exp2(-bits) + 1 / TOTAL).log2()
 
 
 def level_of(x: Tensor) -> Tensor:
