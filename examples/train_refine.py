@@ -49,9 +49,12 @@ def parse_args():
     parser.add_argument("--bases", nargs="+", default=["jpeg", "avif"], choices=list(formats.FORMATS))
     parser.add_argument("--draws", type=int, default=5, help="base files of each photo")
     parser.add_argument("--latents", type=Path, help="file of all latents, from or for other runs")
+    parser.add_argument(
+        "--low-rates", type=float, default=0.0, help="a base is drawn as often as its place on its scale, 1 and up, to minus this"
+    )
     parser.add_argument("--start", type=Path, help="an adapter that this script made with the same options, to go on from")
     parser.add_argument("--minutes", type=float, default=60, help="of the UNet")
-    parser.add_argument("--estimator-minutes", type=float, default=15)
+    parser.add_argument("--estimator-minutes", type=float, default=15, help="0 with --start: it stays as it is")
     parser.add_argument("--size", type=int, default=256, help="side of the windows in pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=5e-4, help="of the UNet")
@@ -96,11 +99,8 @@ def errors_of(x_0, y):
     return (y.float() - x_0.float()).square().mean((1, 2)).sqrt().clamp(min=SMALLEST_ERROR)
 
 
-def window(photo, args, cell, generator):
-    """(x_0, y [C, s, s], errors [C]) of a random window of a photo and one of its bases; the errors are those of the whole photo."""
-    views, bases = photo
-    view, _, _, y = bases[int(torch.randint(len(bases), (), generator=generator))]
-    x_0 = views[view]
+def window(x_0, y, args, cell, generator):
+    """(x_0, y [C, s, s], errors [C]) of a random window of a photo and its base; the errors are those of the whole photo."""
     both = random_crop(torch.cat([x_0, y]), args.size // cell, generator).float()
     return *both.split(len(x_0)), errors_of(x_0, y)
 
@@ -110,8 +110,10 @@ def window(photo, args, cell, generator):
 
 def batch_of(photos, count, args, cell, device, generator):
     """x_0, y [B, C, s, s] and errors [B, C] of random windows."""
-    chosen = torch.randint(len(photos), (count,), generator=generator).tolist()
-    windows = [window(photos[i], args, cell, generator) for i in chosen]
+    pairs = [(views[view], y, knob) for views, bases in photos for view, _, knob, y in bases]
+    weights = torch.tensor([(1.0 + knob) ** -args.low_rates for *_, knob in pairs])
+    chosen = torch.multinomial(weights, count, replacement=True, generator=generator).tolist()
+    windows = [window(*pairs[i][:2], args, cell, generator) for i in chosen]
     return [torch.stack(parts).to(device) for parts in zip(*windows)]
 
 
@@ -124,6 +126,8 @@ def train_estimator(accelerator, pipe, photos, validation, args):
     """By the likelihood of x_0."""
     cell, device = pipe.vae_scale_factor, accelerator.device
     estimator = BaseEstimator(pipe.vae.config.latent_channels, args.width)
+    if args.start:
+        estimator = BaseEstimator.from_pretrained(args.start / "estimator", dtype=torch.float32)
     stage = Stage(accelerator, "estimator", estimator, args.estimator_lr, args.estimator_minutes, args, decay=args.ema)
     held_out = fixed_batches(validation, args, cell, device)
 
@@ -219,7 +223,7 @@ def main():
     photos, validation = split(torch.load(latents, weights_only=True))
     folder = args.output / "adapter"
     folder.mkdir(exist_ok=True)
-    if not args.start:
+    if args.estimator_minutes:
         train_once(folder / "estimator", lambda: train_estimator(accelerator, pipe, photos, validation, args).half())
     elif accelerator.is_main_process:
         shutil.copytree(args.start / "estimator", folder / "estimator", dirs_exist_ok=True)

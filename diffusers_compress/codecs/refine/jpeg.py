@@ -91,6 +91,11 @@ def read_cells(data: bytes) -> Cells | None:
     return Cells(planes, found.height, found.width)
 
 
+def luma(x: Tensor) -> Tensor:
+    """Y of x [B, 3, H, W], [B, 1, H, W]."""
+    return torch.einsum("c,bchw->bhw", TO_YCC[0].to(x), x)[:, None]
+
+
 def project(x: Tensor, cells: Cells, rounds: int = 1) -> Tensor:
     """The picture x [3, H, W] in [-1, 1], brought into the cells, and into [-1, 1], by so many rounds of alternating projections.
 

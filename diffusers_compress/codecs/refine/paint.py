@@ -95,11 +95,13 @@ def paint_tile(pipe: DiffusionPipeline, jobs: list[Job], noises: list[Tensor], s
     lost = x - pipe.decode_latent(y)
     restored = with_training if pipe.config.form else without_training
     mean, sample = restored(pipe, jobs, y, lost, torch.stack(noises).to(y), settings, watch)
-    estimate = x
+    estimate, refined = x, pipe.decode_latent(sample) + lost
     if any(job.cells for job in jobs):  # whose codec knows no better than the middle of each cell
         is_jpeg = torch.tensor([job.cells is not None for job in jobs], device=x.device).view(-1, 1, 1, 1)
         estimate = torch.where(is_jpeg, pipe.decode_latent(mean) + lost, x)
-    return torch.stack([estimate, pipe.decode_latent(sample) + lost]).cpu()
+        if pipe.config.form:  # where blocks lost their colours, what it draws place by place would become coloured grain
+            refined = torch.where(is_jpeg, estimate + jpeg.luma(refined - estimate), refined)
+    return torch.stack([estimate, refined]).cpu()
 
 
 def with_training(
@@ -109,10 +111,11 @@ def with_training(
     schedule, form = pipe.noise_schedule(), pipe.config.form
     late_start = trained.LATE_START[form] if settings.late_start is None else settings.late_start
     seen = trained.seen_of(pipe.estimator, y, torch.stack([job.errors for job in jobs]).to(y))
-    means, walks = seen.chunk(2, 1)[1], []
+    log2_deviations, means = (part.split(1) for part in seen.chunk(2, 1))
+    walks = []
     for i, d in enumerate(trained.deviations(seen)):
         calls_at = trained.timesteps(d, settings.num_inference_steps, schedule, form, late_start)
-        walks.append(trained.walk(means[i : i + 1], noises[i, :1], calls_at, schedule))
+        walks.append(trained.walk(means[i], log2_deviations[i].exp2(), noises[i, :1], calls_at, schedule))
     prompts = [job.prompt for job in jobs]
     means, samples = zip(*pipe.run(walks, prompts, settings.guidance_scale, watch, extra_channels=seen))
     return torch.cat(means), torch.cat(samples)

@@ -3,12 +3,13 @@
 A `BaseEstimator` makes of the base's latent y = E(base), and of how much it lost, a mean m of x_0 and its deviation at every place. Two
 published second stages turn out to be one denoiser E[x_0 | x_t, y] behind it, with different noise levels:
 
-- conditional diffusion (HFD, Hoogeboom et al. 2023): from x_t = alpha_t (m + kappa d n) down. d is the rms deviation, n ~ N(0, 1). Since
-  m is near x_0 already, a small kappa is enough: HFD's shifted schedule, the late start of DIRAC (Ghouse et al. 2023).
-- flow matching from m + d n to x_0: z_s = (1 - s) x_0 + s (m + d n), s from 1 to 0, in even steps of dz/ds = (z_s - x_0_hat) / s.
+- conditional diffusion (HFD, Hoogeboom et al. 2023): from x_t = alpha_t x_0 + sigma_t n where sigma_t / alpha_t = kappa d. d is the rms
+  deviation, n ~ N(0, 1). Since m is near x_0 already, a small kappa is enough: HFD's shifted schedule, the late start of DIRAC (Ghouse et
+  al. 2023).
+- flow matching from m + d n to x_0: z_s = (1 - s) x_0 + s (m + d n), s from 1 to 0, in even steps.
 
-In the second z_s - s m = (1 - s) x_t / alpha_t at the timestep where sigma_t / alpha_t = d s / (1 - s), and its Euler step is DDIM's (Gao et al.
-2024, Diffusion meets flow matching). So both walk by DDIM; a form says where the timesteps lie, and which were trained on.
+In the second z_s - s m = (1 - s) x_t / alpha_t at the timestep where sigma_t / alpha_t = d s / (1 - s), and its ODE is diffusion's (Gao et al.
+2024, Diffusion meets flow matching). So both take the same `walk`; a form says where the timesteps lie, and which were trained on.
 """
 
 import json
@@ -63,15 +64,23 @@ def timesteps(d: float, num_steps: int, noise: NoiseSchedule, form: str, late_st
     return sorted({timestep_at(noise, (1 - s) / (s * d)) for s in places}, reverse=True)
 
 
-def walk(m: Tensor, n: Tensor, calls_at: list[int], noise: NoiseSchedule) -> Walk:
-    """From the mean m [1, C, h, w], and n ~ N(0, 1) of its shape, to x_0, by calls at these timesteps.
+def walk(m: Tensor, d: Tensor, n: Tensor, calls_at: list[int], noise: NoiseSchedule) -> Walk:
+    """From independent Gaussians of means m and deviations d [1, C, h, w], and n ~ N(0, 1), to x_0, by calls at these timesteps.
+
+    For those Gaussians alone the ODE is solved exactly: x_t = alpha_t m + r_t e, r_t^2 = (alpha_t d)^2 + sigma_t^2, with the same e ~ N(0, 1)
+    at all t (Wang, Vastola 2024, The unreasonable effectiveness of Gaussian score approximation). DDIM steps are left for the rest, by which
+    the network knows better; taken alone, a few of them would end with much less deviation than d.
 
     Returns x_0_hat of the first call, which is the mean of all x_0 as far as no noise helps, and x_0.
     """
-    alpha, sigma = noise.level(calls_at[0])
-    x_t, predicted = alpha * m + sigma * n, []
+    e, predicted = n, []
     for t, s in zip(calls_at, [*calls_at[1:], None]):
-        predicted.append(predict_x0((yield x_t, t), x_t, *noise.level(t), noise.prediction_type))
-        if s is not None:
-            x_t = ddim(x_t, predicted[-1], *noise.level(t), *noise.level(s))
-    return predicted[0], predicted[-1]
+        alpha, sigma = noise.level(t)
+        r_t = ((alpha * d) ** 2 + sigma**2).sqrt()
+        x_t = alpha * m + r_t * e
+        predicted.append(predict_x0((yield x_t, t), x_t, alpha, sigma, noise.prediction_type))
+        rest = predicted[-1] - (m + alpha * d**2 / r_t * e)  # over E[x_0 | x_t] of the Gaussians
+        alpha_s, sigma_s = (1.0, 0.0) if s is None else noise.level(s)
+        r_s = ((alpha_s * d) ** 2 + sigma_s**2).sqrt()
+        e = e + ddim(torch.zeros_like(rest), rest, alpha, sigma, alpha_s, sigma_s) / r_s
+    return predicted[0], m + d * e
