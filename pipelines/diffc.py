@@ -112,7 +112,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             prompt: one for all or one for each picture; stored in the file.
             num_coding_steps: 1 to 256, each a network call (but the first, unless the model knows pure noise). A file so small that a
                 step would have less than 64 bits has fewer; without a size it is the number for an average picture.
-            coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU a second a step or more; or "poisson",
+            coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU twice as long or more; or "poisson",
                 the published coder.
             importance: where the bits go, a mask, boxes or what finds them, see `importance.maps_of`. The background has no part in the
                 second half of the file. Not with a target of quality.

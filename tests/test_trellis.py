@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusers_compress.codecs.diffc import reference
-from diffusers_compress.coding.channels import search, trellis
+from diffusers_compress.coding.channels import search, search_numpy, trellis
 
 TRELLIS, TRELLIS32 = trellis.TRELLIS, trellis.TRELLIS32
 BOTH = pytest.mark.parametrize("channel", [TRELLIS, TRELLIS32], ids=["trellis", "trellis32"])
@@ -114,6 +114,31 @@ def test_more_survivors_find_better_messages():
         y = replace(TRELLIS32, survivors=lambda budget: followed).encode(m, excess, rank, 160, step=1)[1]
         found.append(delivered(y, m, excess).mean().item())
     assert found == sorted(found) and found[2] > 1.02 * found[0]
+
+
+@pytest.mark.parametrize("rough", [None, math.inf, -math.inf])
+def test_a_cpu_follows_the_messages_of_pytorch(rough, monkeypatch):
+    """However wrong its guess of what total the best have."""
+    if rough is not None:
+        monkeypatch.setattr(search_numpy, "_rough", lambda *known: rough)
+    bits = [14, 4, 4, 4, 2]
+    runs = torch.randn(2, len(bits), 2**14, generator=torch.Generator().manual_seed(0)).split([1, 3, 1], 1)
+    ours, theirs = (way.survivors(bits, runs, 3000)[0].sort().values for way in (search_numpy, search))
+    assert torch.equal(ours, theirs)
+    ours, theirs = (search.m_algorithm(bits, runs, 3000, way.survivors) for way in (search_numpy, search))
+    assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bounds", [[0, 40, 50], [0, 1000, 1300, 1301], [0, 300, 40_000], [0, 40_000, 40_000]])
+def test_scores_are_those_of_the_codewords(bounds):
+    """Of segments short and long, of none, and longer than the codebook, which is a ring."""
+    terms, codebook = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((2, 2, 40_000), (2**14,)))
+    scores = torch.cat(list(trellis._segment_scores(terms, bounds, codebook)), 1)
+    for state in (0, 5000, 2**14 - 1):
+        c = codebook[(state + torch.arange(40_000)) % 2**14].double()
+        for j, (low, high) in enumerate(zip(bounds, bounds[1:])):
+            expected = (terms[:, :, low:high] * torch.stack([c, c**2])[:, : high - low]).sum((1, 2))
+            assert torch.allclose(scores[:, j, state].double(), expected, atol=1e-5 * max(1, high - low) ** 0.5)
 
 
 @pytest.mark.parametrize("channel, remembered", [(TRELLIS, 14), (TRELLIS32, 32)], ids=["trellis", "trellis32"])
@@ -387,7 +412,7 @@ def test_a_gpu_decodes_the_same_sample():
 def test_a_gpus_kernels_find_the_messages_of_pytorch(channel, monkeypatch):
     excess, rank = uneven(2, 5000, 1.5, 300.0)
     inputs = [x.cuda() for x in (shifts(excess, 300.0), excess, rank)]
-    assert search.on(inputs[0].device) is not search
+    assert search.on(inputs[0].device) != (search.follow, search.survivors)
     messages, _ = channel.encode(*inputs, 310, step=2)
-    monkeypatch.setattr(search, "on", lambda device: search)
+    monkeypatch.setattr(search, "on", lambda device: (search.follow, search.survivors))
     assert np.array_equal(channel.encode(*inputs, 310, step=2)[0], messages)

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,16 @@ def to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
     sizes = [tensor.numel() * tensor.itemsize for tensor in tensors]
     copied = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]).to(device)
     return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(copied.split(sizes), tensors)]
+
+
+def order_of(keys: Tensor) -> Tensor:
+    """Positions of integers [..., n] in rising order, equal ones in the order that they have [..., n]; |keys| below 2^32."""
+    if keys.device.type != "cpu":
+        return keys.sort(stable=True).indices
+    # On a CPU numpy sorts plain integers several times as fast: each holds a key and its position.
+    n = keys.shape[-1]
+    bits = n.bit_length()
+    return torch.from_numpy(np.sort((keys << bits | torch.arange(n)).numpy())) & 2**bits - 1
 
 
 @functools.cache

@@ -10,6 +10,8 @@ import statistics
 import torch
 from torch import Tensor
 
+from diffusers_compress.coding.devices import order_of
+
 START, PERMUTATION, SIGNS, CODEBOOK, CANDIDATES, ARRIVALS, DITHER, CHECK, FINISH = range(9)  # streams
 KEY = (0x44696666, 0x436F6D70)  # "DiffComp"
 WORD = 0xFFFFFFFF
@@ -53,11 +55,11 @@ def normals(n: int, stream: int, step: int = 0, device=None, offset: int = 0) ->
 
 def permutation(n: int, step: int, device=None) -> Tensor:
     """Random order of 0 .. n - 1 -> [n] int64: positions sorted by their word; equal words keep their order."""
-    return words(n, PERMUTATION, step, device).sort(stable=True).indices
+    return order_of(words(n, PERMUTATION, step, device))
 
 
 def signs(n: int, step: int, device=None, stream: int = SIGNS) -> Tensor:
     """Random signs -> [n] float32: bit i % 32 (lowest first) of word i // 32; a set bit means -1."""
     word = words((n + 31) // 32, stream, step, device)
-    bit = (word[:, None] >> torch.arange(32, device=word.device) & 1).flatten()[:n]
+    bit = (word.to(torch.int32)[:, None] >> torch.arange(32, device=word.device, dtype=torch.int32) & 1).flatten()[:n]
     return 1.0 - 2.0 * bit.float()

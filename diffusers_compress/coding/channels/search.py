@@ -2,14 +2,13 @@
 
 A message of sum(bits) bits moves through len(bits) segments, in each of which bits[j] of them are read. Both algorithms take the scores
 of all windows of the codebook, of the first segment and then for a run of segments at a time, [B, segments, 2^CODEBOOK_BITS], and give
-messages [B, sum(bits)] uint8 of 0 and 1. What moves through a run is here in PyTorch and in `search_triton` as kernels for a GPU.
+messages [B, sum(bits)] uint8 of 0 and 1. What moves through a run is here in PyTorch, in `search_triton` as kernels for a GPU, and for
+the M-algorithm on a CPU in `search_numpy`.
 """
 
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterable
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -28,23 +27,28 @@ def place(state):
 
 
 @functools.cache
-def on(device: torch.device) -> ModuleType:
-    """Who has `follow` and `survivors` for this device: `search_triton`, if it runs there and finds the same messages, or this module."""
-    here = sys.modules[__name__]
+def on(device: torch.device) -> tuple[Callable, Callable]:
+    """`follow` and `survivors` for this device: those of `search_triton`, if it runs there and finds the same messages, or those that are
+    here; a CPU has its own `survivors`."""
+    if device.type == "cpu":
+        from diffusers_compress.coding.channels import search_numpy
+
+        return follow, search_numpy.survivors
     if device.type != "cuda":
-        return here
+        return follow, survivors
     bits, scores = [CODEBOOK_BITS, 4, 3], randomness.normals(3 << CODEBOOK_BITS, randomness.CODEBOOK, 0, device)
     runs = scores.view(1, 3, -1).split([1, 2], 1)
     try:
         from diffusers_compress.coding.channels import search_triton
 
+        kernels = search_triton.follow, search_triton.survivors
         ours, theirs = (
-            np.stack([viterbi(bits, runs, way.follow), m_algorithm(bits, runs, 2**10, way.survivors)])
-            for way in (here, search_triton)
+            np.stack([viterbi(bits, runs, along), m_algorithm(bits, runs, 2**10, among)])
+            for along, among in ((follow, survivors), kernels)
         )
     except Exception:  # no Triton, no C compiler that it needs, a GPU that is too small or too old
-        return here
-    return search_triton if np.array_equal(ours, theirs) else here
+        return follow, survivors
+    return kernels if np.array_equal(ours, theirs) else (follow, survivors)
 
 
 # ------------------------------------------------------------------------------------------------------------------- Viterbi
@@ -109,19 +113,12 @@ def survivors(bits: list[int], scores: Iterable[Tensor], followed: int) -> tuple
         rows = torch.arange(len(score), device=score.device)[:, None] * (score.shape[1] >> width) + (window >> width)
         following = score.reshape(-1, 2**width).index_select(0, rows.flatten()).view(*rows.shape, 2**width)
         total = (following + total[..., None]).flatten(1)
-        best = _largest(total, min(followed, total.shape[1]))
+        best = total.topk(min(followed, total.shape[1]), sorted=False).indices
         total, parent = total.gather(1, best), best >> width
         way = (best ^ window.gather(1, parent)) & 2**width - 1
         state = state.gather(1, parent) | way
         kept.append((parent << width | way).to(torch.int32))
     return total, kept
-
-
-def _largest(x: Tensor, count: int) -> Tensor:
-    """Where the `count` largest of x [B, n] are [B, count], in any order."""
-    if x.device.type == "cpu":  # numpy's selection is several times as fast there
-        return torch.from_numpy(np.argpartition(x.numpy(), -count, axis=1)[:, -count:])
-    return x.topk(count, sorted=False).indices
 
 
 def _message(ways: list[np.ndarray], bits: list[int]) -> np.ndarray:

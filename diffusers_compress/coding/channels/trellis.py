@@ -26,18 +26,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusers_compress.coding import bit_payload, randomness
 from diffusers_compress.coding.channels import search
 from diffusers_compress.coding.channels.search import CODEBOOK_BITS, GOLDEN_RATIO
-from diffusers_compress.coding.devices import to_device
+from diffusers_compress.coding.devices import order_of, to_device
 
 SEGMENT_BITS = 4
 FIRST_WEIGHT = 12  # the first segment's share of the dimensions, where a further one has as many as it has bits
 GROUP = 16  # dimensions that are mixed
-SCORED = 512  # segments scored at a time
-WINDOW = 256  # dimensions scored at a time
+WINDOW = 256  # dimensions of a segment up to which a matrix product gives its scores
+SCORED, TRANSFORMED = 512, 64  # segments scored at a time, by a matrix product and by Fourier transforms
 
 
 def survivors(budget: int) -> int:
@@ -84,11 +85,11 @@ class Trellis:
         likelihood = torch.stack([(1 + v).sqrt() * m, -v / 2], 1)[..., line]
         ends, bounds = _segments(n, budget)
         bits, scores = np.diff([0, *ends]).tolist(), _segment_scores(likelihood, bounds, codebook)
-        way = search.on(device)
+        follow, survivors = search.on(device)
         if self.survivors:
-            messages = search.m_algorithm(bits, scores, self.survivors(budget), way.survivors)
+            messages = search.m_algorithm(bits, scores, self.survivors(budget), survivors)
         else:
-            messages = search.viterbi(bits, scores, way.follow)
+            messages = search.viterbi(bits, scores, follow)
         return messages, self._sample(messages, order, v, step)
 
     def decode(self, messages: np.ndarray, excess: Tensor, rank: Tensor, budget: int, step: int) -> Tensor:
@@ -132,7 +133,7 @@ def _shared(n: int, step: int, device: torch.device) -> list[Tensor]:
 def _order(rank: Tensor, step: int) -> Tensor:
     """Dimensions by falling rank [B, n], else at random."""
     shuffled, _, _ = _shared(rank.shape[1], step, rank.device)
-    return shuffled[(-rank[:, shuffled]).sort(dim=1, stable=True).indices]
+    return shuffled[order_of(-rank[:, shuffled])]
 
 
 @functools.lru_cache(4)
@@ -175,34 +176,42 @@ def _groups(x: Tensor, budget: int) -> tuple[Tensor, Tensor]:
 
 
 def _segment_scores(terms: Tensor, bounds: list[int], codebook: Tensor) -> Iterator[Tensor]:
-    """Scores of all windows in each segment, for a run of segments at a time [B, segments, 2^CODEBOOK_BITS]; the first is alone."""
-    lengths, ends = np.diff(bounds), torch.tensor(bounds, device=terms.device)
-    longest = max(lengths[1:], default=WINDOW)
-    windows = _windows(codebook, math.ceil(longest / math.ceil(longest / WINDOW)))
-    yield _scores(terms, ends[:2], lengths[0], windows)
-    for first in range(1, len(lengths), SCORED):
-        yield _scores(terms, ends[first : first + SCORED + 1], max(lengths[first : first + SCORED]), windows)
+    """Log likelihood ratios of the codewords of all states, for a run of segments at a time; the first segment is alone.
 
-
-def _windows(codebook: Tensor, length: int) -> Tensor:
-    """c_i of all states for i = 0 .. length - 1, and c_i^2 below -> [2 length, states]."""
-    terms = torch.stack([codebook, codebook.square()])
-    return torch.cat([terms, terms[:, : length - 1]], 1).unfold(1, len(codebook), 1).flatten(0, 1)
-
-
-def _scores(terms: Tensor, bounds: Tensor, longest: int, windows: Tensor) -> Tensor:
-    """Log likelihood ratios of the codewords of all states, for the segments between `bounds`, of `longest` dimensions at most.
-
-    terms: [B, 2, n], the factors of c_i and of c_i^2 -> [B, len(bounds) - 1, states].
+    terms: [B, 2, n], the factors of c_i and of c_i^2 -> [B, segments, states].
     """
-    low, high = bounds[:-1, None], bounds[1:, None]
-    length, result = len(windows) // 2, 0
-    for start in range(0, max(1, longest), length):
-        i = low + start + torch.arange(length, device=terms.device)
-        factors = terms[:, :, i.clamp(max=terms.shape[-1] - 1)] * (i < high)  # [B, 2, S, length]
-        # From dimension `start` on a state's window is that of a later state.
-        result = result + (factors.transpose(1, 2).flatten(2) @ windows).roll(-start, -1)
-    return result
+    ends, codewords = torch.tensor(bounds, device=terms.device), torch.stack([codebook, codebook.square()])
+    lengths = np.diff(bounds).tolist()
+    longest = max(lengths[1:], default=0)
+    by_product = longest <= WINDOW
+    windows, spectrum = _windows(codewords, longest) if by_product else None, torch.fft.rfft(codewords).conj()
+    yield _by_transform(_factors(terms, ends[:2], lengths[0]), spectrum)
+    size = SCORED if by_product else TRANSFORMED
+    for first in range(1, len(lengths), size):
+        factors = _factors(terms, ends[first : first + size + 1], longest)
+        yield factors.transpose(1, 2).flatten(2) @ windows if by_product else _by_transform(factors, spectrum)
+
+
+def _factors(terms: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    """Those of the segments between `bounds`, of `longest` dimensions at most: [B, 2, segments, longest]."""
+    i = bounds[:-1, None] + torch.arange(longest, device=terms.device)
+    return terms[:, :, i.clamp(max=terms.shape[-1] - 1)] * (i < bounds[1:, None])
+
+
+def _windows(codewords: Tensor, length: int) -> Tensor:
+    """c_i of all states for i = 0 .. length - 1, and c_i^2 below -> [2 length, states]."""
+    return (
+        torch.cat([codewords, codewords[:, : max(0, length - 1)]], 1).unfold(1, codewords.shape[1], 1)[:, :length].flatten(0, 1)
+    )
+
+
+def _by_transform(factors: Tensor, spectrum: Tensor) -> Tensor:
+    """Scores of all states as correlations [B, segments, states], each by Fourier transforms, which take as long for any length."""
+    states = 2**CODEBOOK_BITS
+    if factors.shape[-1] > states:  # the codebook is a ring
+        factors = F.pad(factors, (0, -factors.shape[-1] % states)).unflatten(-1, (-1, states)).sum(-2)
+    of_factors = torch.fft.rfft(factors, states)
+    return torch.fft.hfft(torch.addcmul(of_factors[:, 0] * spectrum[0], of_factors[:, 1], spectrum[1]), states, norm="forward")
 
 
 # The lines through the useful bits were measured (benchmarks/channel_overhead.py).
