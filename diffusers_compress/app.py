@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffusers_compress import images
 from diffusers_compress.codecs import codec_of, describe, lossy_part
-from diffusers_compress.contract import CODECS, DEFAULT, unknown_options
+from diffusers_compress.contract import CODECS, DEFAULT
 from diffusers_compress.format import container
 from diffusers_compress.format.limits import Limits
 
@@ -42,7 +42,7 @@ def coders() -> dict[str, str]:
 
 def takes_regions(coder: str) -> bool:
     """Whether the codec of this name can spend its bytes where the brush was."""
-    return not unknown_options(CODECS[coders()[coder]].pipeline_class().compress, ["importance"])
+    return CODECS[coders()[coder]].regions
 
 
 class Engine:
@@ -246,6 +246,7 @@ def brush() -> Any:
         eraser=gr.Eraser(default_size=CANVAS // 16),
         buttons=[],
         format="png",
+        placeholder="Choose a photo first",
     )
     editor.preprocess = lambda drawn: drawn.layers[0].path if drawn and drawn.layers else None
     editor.accept_blobs = None
@@ -280,10 +281,8 @@ def build(engine: Engine) -> Any:
         picture, size, facts = engine.prefix(data, share)
         return picture, f"Preview of the first **{size:,} bytes**: {facts['steps_present']} of {facts['steps']} steps"
 
-    regions = {coder: takes_regions(coder) for coder in coders()}
-
     def offer_brush(coder):
-        return gr.Accordion(visible=regions[coder]), gr.Markdown(visible=not regions[coder])
+        return gr.Column(visible=takes_regions(coder) or "hidden"), gr.Markdown(visible=not takes_regions(coder))
 
     model = "the model `" + engine.model + "`" if engine.model else "the small models that come with the package"
     once = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -298,7 +297,7 @@ def build(engine: Engine) -> Any:
                     coder = gr.Radio(list(coders()), value=CODECS[DEFAULT].name, label="Codec")
                     bpp = gr.Slider(0.03, 1, 0.15, step=0.01, label="Bits per pixel, at most")
                     dial = gr.Slider(0, 1, 0.5, step=0.05, label="Realism: 0 least error, 1 natural texture")
-                    with gr.Accordion("Brush: where the bytes go", open=False) as paints:
+                    with gr.Column() as paints, gr.Accordion("Brush: where the bytes go", open=False):
                         gr.Markdown("Paint what matters most. The rest is coarser, and the file no larger.")
                         painted = brush()
                     plain = gr.Markdown("This codec has no brush: the base file that it stores knows no regions.", visible=False)

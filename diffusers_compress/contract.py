@@ -28,6 +28,7 @@ class Codec(NamedTuple):
         embedded: folder of its small model in `embedded/`.
         rate: "required": `compress` takes exactly one rate; "cap": at most one, since the model decides the rate; "none": no rate.
         presets: whether `from_pretrained` takes a `preset`, a name or bits per pixel, because a model folder has several rates.
+        regions: whether `compress` takes `importance`.
         preview: arguments of `decompress` for a quick picture; none if the codec has no such thing.
     """
 
@@ -38,6 +39,7 @@ class Codec(NamedTuple):
     embedded: str = "model"
     rate: Literal["required", "cap", "none"] = "required"
     presets: bool = False
+    regions: bool = False
     preview: dict[str, Any] = {}
 
     def embedded_model(self) -> str:
@@ -60,6 +62,7 @@ CODECS = {
         "DiffC",
         "diffusers_compress.pipelines.diffc:DiffCPipeline",
         "diffusers_compress.codecs.diffc.format",
+        regions=True,
         preview={"reconstruction": "denoised", "realism": 0.0},
     ),
     "relic": Codec(
@@ -67,6 +70,7 @@ CODECS = {
         "Relic",
         "diffusers_compress.pipelines.relic:RelicPipeline",
         "diffusers_compress.codecs.relic.format",
+        regions=True,
         preview={"preview": True},
     ),
     "perco": Codec(

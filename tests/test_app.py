@@ -231,11 +231,12 @@ def test_upload_encode_download_decode_in_a_browser(engine, save, photo, tmp_pat
 
             view.get_by_label("Clear").first.click()  # waits for the message to go, which lies over it on a phone
             upload(view, save(photo))
+            paint(view)
             view.get_by_label("Refine").click()
             expect(view.get_by_text("This codec has no brush")).to_be_visible()
             expect(view.get_by_text("Brush: where the bytes go")).not_to_be_visible()
             view.get_by_label("DiffC").click()
-            paint(view)
+            expect(view.get_by_text("Brush: where the bytes go")).to_be_visible()
             view.get_by_role("button", name="Compress", exact=True).click()
             said = view.locator("strong", has_text=re.compile(r"^[\d,]+ bytes$"))
             said.wait_for()

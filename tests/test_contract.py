@@ -169,6 +169,7 @@ def test_a_row_names_what_is_there(key, pipe):
     assert any(Path(embedded_model(key)).rglob("*.json"))
     assert not contract.unknown_options(pipe.decompress, list(row.preview))
     assert ("preset" in inspect.signature(row.pipeline_class().from_pretrained).parameters) == row.presets
+    assert (not contract.unknown_options(pipe.compress, ["importance"])) == row.regions
     shared = {"limits", "allow_other_model", "batch_size", "output_type"}
     assert not contract.unknown_options(pipe.decompress, sorted(shared))
     assert not contract.unknown_options(pipe.compress, ["batch_size"])
