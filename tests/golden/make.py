@@ -4,7 +4,7 @@
     python tests/golden/make.py --again    all of them, while that version is unreleased
 
 `golden.json` holds for each file how it was made, the exact symbols, and by how much a decoder's picture may differ from the PNG: `rms` and
-`peak`, in 8-bit levels. The models are the embedded one, and tiny ones whose weights come from the package's own counter-based generator, so
+`peak`, in 8-bit levels. The models are the embedded ones, and tiny ones whose weights come from the package's own counter-based generator, so
 that they are the same with every version of torch. A file that was released is never made again: it is what the format means.
 """
 
@@ -117,6 +117,7 @@ CASES = {
     "text-sketch-ids": ("text-sketch", "v_prediction", (48, 32), {"prompt": [list(range(16))], "sketch_size": 0, "thumbnail_size": 0}, {}, None),
     "text-sketch-1x1": ("text-sketch", "epsilon", (1, 1), {}, {}, None),
     "refine-embedded": ("refine", "embedded", (64, 48), {"max_bytes": 700}, {}, None),
+    "refine-trained": ("refine", "trained", (64, 48), {"max_bytes": 700}, {}, None),
 }  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------------------------- models
@@ -196,9 +197,10 @@ def components(prediction_type, words=None):
 
 
 def pipeline(codec, model):
-    """The pipeline of a codec with one of the models "embedded", "epsilon" and "v_prediction"."""
-    if model == "embedded":
-        pipe = PIPELINES[codec].from_pretrained(embedded_model(), dtype=torch.float32)
+    """The pipeline of a codec with one of the models "embedded", "trained" (what was trained over that), "epsilon" and "v_prediction"."""
+    if model in ("embedded", "trained"):
+        folder = embedded_model(codec) if model == "trained" else embedded_model()
+        pipe = PIPELINES[codec].from_pretrained(folder, dtype=torch.float32)
     elif codec == "uqdm":
         pipe = UQDMPipeline(uqdm_network(model == "v_prediction"), UQDMScheduler(gamma_origin=-13.0))
     elif codec == "cdc":
