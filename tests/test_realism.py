@@ -1,5 +1,7 @@
 """The dial between the mean and a sample, where the truth is known: a Gaussian source with a spectrum and its exact denoiser."""
 
+import math
+
 import diffusers
 import numpy as np
 import pytest
@@ -58,6 +60,27 @@ def test_an_independent_draw_costs_its_share(source, realism):
     walk = solvers.ancestral(x_t, t, 200, schedule, torch.Generator().manual_seed(1))
     [x] = solvers.run([dial(walk, realism, schedule)], network)
     assert float((x - x_0).square().sum(-1).mean()) == pytest.approx((1 + realism**2) * bounds(schedule, t)[0], rel=0.03)
+
+
+def test_a_draw_costs_three_decibels_at_high_rates(source):
+    """D* against 2 D*: the end of the ODE is nearly the mean, a draw is off it by as much as the truth."""
+    scheduler, schedule, _, t, _, _ = source
+    power, generator = 300, torch.Generator().manual_seed(0)
+    x_0 = power**0.5 * torch.randn(1, 50_000, generator=generator)
+    alpha, sigma = schedule.level(t)
+    x_t = alpha * x_0 + sigma * torch.randn(x_0.shape, generator=generator)
+    assert power * (alpha / sigma) ** 2 > 100
+
+    def network(x_t, timesteps, active):
+        alpha, sigma = schedule.level(timesteps[0])
+        return sigma / (alpha**2 * power + sigma**2) * x_t
+
+    def error(walk):
+        return float((solvers.run([walk], network)[0] - x_0).square().mean())
+
+    flow = error(solvers.solve(x_t, t, 10, schedule, scheduler))
+    draw = error(solvers.ancestral(x_t, t, 200, schedule, generator))
+    assert 10 * math.log10(draw / flow) == pytest.approx(3.0, abs=0.2)
 
 
 def test_no_call_is_added(source):
