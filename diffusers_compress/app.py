@@ -247,6 +247,7 @@ def brush() -> Any:
         buttons=[],
         format="png",
         placeholder="Choose a photo first",
+        canvas_size=(CANVAS, CANVAS),
     )
     editor.preprocess = lambda drawn: drawn.layers[0].path if drawn and drawn.layers else None
     editor.accept_blobs = None
@@ -298,7 +299,7 @@ def build(engine: Engine) -> Any:
                     bpp = gr.Slider(0.03, 1, 0.15, step=0.01, label="Bits per pixel, at most")
                     dial = gr.Slider(0, 1, 0.5, step=0.05, label="Realism: 0 least error, 1 natural texture")
                     with gr.Column() as paints, gr.Accordion("Brush: where the bytes go", open=False):
-                        gr.Markdown("Paint what matters most. The rest is coarser, and the file no larger.")
+                        gr.Markdown("Choose a photo and paint what matters most. The rest is coarser, and the file no larger.")
                         painted = brush()
                     plain = gr.Markdown("This codec has no brush: the base file that it stores knows no regions.", visible=False)
                     compress_button = gr.Button("Compress", variant="primary")
