@@ -66,7 +66,10 @@ def parse_args():
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"])
     parser.add_argument("--checkpoint-minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not (args.estimator_minutes or args.start):
+        parser.error("--estimator-minutes 0 leaves no estimator without --start")
+    return args
 
 
 # -------------------------------------------------------------------------------------------------------------------- data

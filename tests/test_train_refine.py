@@ -46,7 +46,10 @@ def test_it_trains_goes_on_and_loads(script, tiny_sd_folder, photo, tmp_path, mo
 
     (tmp_path / "run" / "adapter").rename(tmp_path / "before")
     assert run("run", 0.06, "--rank", 2)[-1]["step"] > rows[-1]["step"]  # goes on
-    rows = run("second", 0.01, "--rank", 2, "--form", "diffusion", "--start", tmp_path / "before")
+    rows = run("second", 0.01, "--rank", 2, "--form", "diffusion", "--start", tmp_path / "before", "--estimator-minutes", 0)
+    assert {row["stage"] for row in rows} == {"unet"}
+    rows = run("third", 0.01, "--rank", 2, "--start", tmp_path / "before", "--low-rates", 0.5)
+    assert {row["stage"] for row in rows} == {"estimator", "unet"}
     assert RefinePipeline.from_pretrained(tmp_path / "second" / "adapter").config.form == "diffusion"
 
 
