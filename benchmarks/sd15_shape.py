@@ -13,9 +13,10 @@ nothing, so the noise levels that the files reach, and the pictures, mean nothin
 
 Every row is measured in a fresh process, after an untimed round trip: on a GPU the same one, so that all that is timed was compiled before,
 on a CPU one of a single step. Seconds are those of a whole batch (with several --repeats, of the median run), the device synchronised at
-every border of a part. The parts: `vae` (encode_picture, decode_latent), `text` (encode_prompt), `network` (predict), `channel` (encode,
-decode), `fingerprint`, and the rest, in which are the transforms, the choice of the steps and the reading and writing of the file. Calls are
-the network's, each for all pictures of the batch that are still going. Peak memory is the most that the process allocated on the GPU, or on a
+every border of a part; a part within another counts for itself alone. The parts: `vae` (encode_picture, decode_latent), `text`
+(encode_prompt), `network` (predict), `channel` (encode, decode), `fingerprint`, `host`, which is the CPU's work on any device (pictures and
+files read and written, rate control), and the rest, in which are the transforms and what a step's choice asks of the device. Calls are the
+network's, each for all pictures of the batch that are still going. Peak memory is the most that the process allocated on the GPU, or on a
 CPU the process's largest resident set, PyTorch itself included.
 """
 
@@ -38,9 +39,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_compress import DiffCPipeline, embedded_model, images
 from diffusers_compress.cli.terminal import quieten_libraries
+from diffusers_compress.codecs.diffc.ends import Sender
+from diffusers_compress.codecs.diffc.rate import RateControl
 from diffusers_compress.coding.channels import CHANNELS, channel_of
 
-PARTS = ("vae", "text", "network", "channel", "fingerprint")
+PARTS = ("vae", "text", "network", "channel", "fingerprint", "host")
 COLUMNS = ("size", "pictures", "bpp", "bytes each", "coded steps", "coder", "", "seconds", *PARTS, "rest", "calls", "peak GiB")
 
 
@@ -151,29 +154,39 @@ def clock(args):
     return now
 
 
-def watched(function, part, seconds, calls, now):
-    """The function, which now adds to the seconds and calls of its part."""
+def watched(function, part, seconds, calls, within, now):
+    """The function, which now adds to the seconds and calls of its part, less the seconds of other parts within it."""
 
     def run(*arguments, **options):
+        within.append(0.0)
         start = now()
         result = function(*arguments, **options)
-        seconds[part] += now() - start
+        spent = now() - start
+        seconds[part] += spent - within.pop()
         calls[part] += 1
+        if within:
+            within[-1] += spent
         return result
 
     return run
 
 
 def watch(pipe, channel, now):
-    """Let the pipeline count: (seconds, calls) by part from now on."""
-    seconds, calls = Counter(), Counter()
-    methods = {"encode_picture": "vae", "decode_latent": "vae", "encode_prompt": "text", "predict": "network"}
-    methods["fingerprint"] = "fingerprint"
-    for name, part in methods.items():
-        setattr(pipe, name, watched(getattr(pipe, name), part, seconds, calls, now))
+    """Let pipeline, channel and rate control count: (seconds, calls) by part from now on."""
+    counters = seconds, calls, _ = Counter(), Counter(), []
+    parts = {
+        "vae": [(pipe, "encode_picture"), (pipe, "decode_latent")],
+        "text": [(pipe, "encode_prompt")],
+        "network": [(pipe, "predict")],
+        "fingerprint": [(pipe, "fingerprint")],
+        "host": [(pipe, "read_goal"), (pipe, "read_files"), (pipe, "pictures_of"), (RateControl, "next_step"), (Sender, "file")],
+    }
+    for part, functions in parts.items():
+        for owner, name in functions:
+            setattr(owner, name, watched(getattr(owner, name), part, *counters, now))
     coder = channel_of(CHANNELS[channel].number)
     for name in ("encode", "decode"):
-        vars(coder)[name] = watched(getattr(coder, name), "channel", seconds, calls, now)
+        vars(coder)[name] = watched(getattr(coder, name), "channel", *counters, now)  # a frozen object or a module
     return seconds, calls
 
 
