@@ -193,17 +193,31 @@ def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[in
     """
     channels, units = order(units), torch.tensor(units)
     v = torch.zeros(1, len(units), h * w + 1, dtype=torch.int64)
-    features = model.synthesise(torch.from_numpy(z_hat)[None].double())
+    features, heads = model.synthesise(torch.from_numpy(z_hat)[None].double()), [exact(head) for head in model.heads]
     for batch in batches(h, w, STRIDE, h * w):
         centre, spread, level, trunk = model.context(v, batch, units, features, w, dithered)
-        earlier = torch.zeros(1, len(trunk), len(units), dtype=torch.float64)
+        seen = torch.cat([trunk, trunk.new_zeros(len(trunk), 2 * len(units))], 1)
+        of_earlier = seen[:, trunk.shape[1] :].unflatten(1, (2, -1)).unbind(1)  # and its magnitude
         for c in channels:
-            shift, scale = model.distributions(batch.kind, trunk, earlier, [c])
-            mean = centre[0, c] + torch.floor(shift[0] * spread[0, c] / 64).long()
-            index = rounded(index_of(level[0, c], scale[0])).long()
+            (weight, bias), (last_weight, last_bias) = heads[batch.kind][c]
+            hidden = floored(torch.addmm(bias, seen, weight)).clamp(0, LIMIT)
+            shift, scale = floored(torch.addmm(last_bias, hidden, last_weight)).clamp(-LIMIT, LIMIT).unbind(-1)
+            mean = centre[0, c] + torch.floor(shift * spread[0, c] / 64).long()
+            index = rounded(index_of(level[0, c], scale)).long()
             value = yield c, batch.positions, mean.numpy() + dither[c][batch.positions], index.numpy()
             v[0, c, batch.positions] = torch.from_numpy(value)
-            earlier[0, :, c] = deviation(torch.from_numpy(value), centre[0, c], spread[0, c])
+            of_earlier[0][:, c] = deviation(torch.from_numpy(value), centre[0, c], spread[0, c])
+            of_earlier[1][:, c] = of_earlier[0][:, c].abs()
+
+
+def exact(head: nn.ModuleList) -> list:
+    """For each channel the layers of its head: (weight [n_in, n_out], 64 bias [1, n_out]) of each, integers as the model's numbers."""
+    return list(zip(*[zip(integers(layer.weight).mT, ONE * integers(layer.bias)) for layer in head]))
+
+
+def floored(x: Tensor) -> Tensor:
+    """What `IntegerLinear` makes of sums before they are limited."""
+    return (x / ONE + 0.5).floor()
 
 
 def code_length(offset: Tensor, index: Tensor, in_tables: bool = False) -> Tensor:
