@@ -184,7 +184,7 @@ def _segment_scores(terms: Tensor, bounds: list[int], codebook: Tensor) -> Itera
     lengths = np.diff(bounds).tolist()
     longest = max(lengths[1:], default=0)
     by_product = longest <= WINDOW
-    windows, spectrum = _windows(codewords, longest) if by_product else None, torch.fft.rfft(codewords).conj()
+    windows, spectrum = _windows(codewords, longest) if by_product else None, torch.fft.rfft(codewords)
     yield _by_transform(_factors(terms, ends[:2], lengths[0]), spectrum)
     size = SCORED if by_product else TRANSFORMED
     for first in range(1, len(lengths), size):
@@ -210,8 +210,8 @@ def _by_transform(factors: Tensor, spectrum: Tensor) -> Tensor:
     states = 2**CODEBOOK_BITS
     if factors.shape[-1] > states:  # the codebook is a ring
         factors = F.pad(factors, (0, -factors.shape[-1] % states)).unflatten(-1, (-1, states)).sum(-2)
-    of_factors = torch.fft.rfft(factors, states)
-    return torch.fft.hfft(torch.addcmul(of_factors[:, 0] * spectrum[0], of_factors[:, 1], spectrum[1]), states, norm="forward")
+    of_factors = torch.fft.rfft(factors, states).conj_physical()
+    return torch.fft.irfft(torch.addcmul(of_factors[:, 0] * spectrum[0], of_factors[:, 1], spectrum[1]), states)
 
 
 # The lines through the useful bits were measured (benchmarks/channel_overhead.py).
