@@ -8,6 +8,7 @@ from diffusers_compress import images
 from diffusers_compress.codecs.diffc import reference
 from diffusers_compress.coding import dct
 from diffusers_compress.diffusion import equations, schedule
+from diffusers_compress.diffusion.realism import after_one_step
 
 # alpha/sigma, where the denoiser's error is measured
 RATIOS = (0, 0.09, 0.15, 0.22, 0.3, 0.4, 0.5, 0.75, 1, 1.4, 2, 2.8, 4, 6, 9, 14)
@@ -48,19 +49,11 @@ def calibrate_error(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> d
     of the coefficients of x_0 - x_0_hat, to two digits behind the point}. One network call for each picture and level, all levels of
     a picture at once; pictures of any kind that the pipeline takes, of which the middle 512 x 512 pixels count.
     """
-    if not pictures:
-        raise ValueError("no picture given: at least one is needed")
-    noise, generator = schedule.from_pure_noise(pipe.noise_schedule()), torch.Generator().manual_seed(seed)
+    noise = schedule.from_pure_noise(pipe.noise_schedule())
     timesteps = sorted({schedule.timestep_at(noise, ratio) for ratio in RATIOS}, reverse=True)
     sums = torch.zeros(len(timesteps), pipe.family.channels, reference.BANDS, dtype=torch.float64)
     counts = torch.zeros(reference.BANDS, dtype=torch.float64)
-    conditioning = pipe.encode_prompt([""] * len(timesteps))
-    for picture in pictures:
-        x_0 = pipe.encode_picture(pipe.pad(_middle(images.to_tensor(picture)[0])[None]))
-        eps = torch.randn(len(timesteps), *x_0.shape[1:], generator=generator).to(x_0.device)
-        levels = [noise.level(t) for t in timesteps]
-        x_t = torch.cat([alpha * x_0 + sigma * e for (alpha, sigma), e in zip(levels, eps.split(1))])
-        outputs = pipe.predict(x_t, timesteps, conditioning)
+    for x_0, x_t, outputs in _denoised(pipe, pictures, noise, timesteps, seed):
         band = reference.bands(*x_0.shape[-2:]).flatten()
         counts.index_add_(0, band, torch.ones(len(band), dtype=torch.float64))
         for total, x, output, t in zip(sums, x_t.split(1), outputs.split(1), timesteps):
@@ -75,6 +68,46 @@ def calibrate_error(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> d
         "ratio": [round(float(noise.ratio[t]), 4) for t in timesteps],
         "log2_variance": [[[round(x, 2) for x in row] for row in level] for level in log2_variance.tolist()],
     }
+
+
+@torch.no_grad()
+def calibrate_second_guess(pipe: DiffusionPipeline, pictures: list, seed: int = 0) -> dict[str, list[float]]:
+    """How far the mean lies from the denoiser's first guess of x_0 to its second: `calibration["second_guess"]`, which `realism.dial` reads.
+
+    Returns the noise levels {"ratio": in alpha/sigma; "share": of the way, by least squares over all coefficients, from 0 to 1}. 0 for an
+    exact denoiser, whose first guess is the mean already. Two network calls for each picture and level; pictures as for `calibrate_error`.
+    """
+    noise = pipe.noise_schedule()
+    timesteps = sorted({schedule.timestep_at(noise, ratio) for ratio in RATIOS[1:]} - {0}, reverse=True)
+    products, squares = torch.zeros(2, len(timesteps), dtype=torch.float64)
+    conditioning = pipe.encode_prompt([""] * len(timesteps))
+    for x_0, x_t, outputs in _denoised(pipe, pictures, noise, timesteps, seed):
+        first = _x_0_hat(outputs, x_t, timesteps, noise)
+        x_s, later = zip(*(after_one_step(x, guess, t, noise) for x, guess, t in zip(x_t.split(1), first.split(1), timesteps)))
+        x_s = torch.cat(x_s)
+        way = _x_0_hat(pipe.predict(x_s, list(later), conditioning), x_s, later, noise) - first
+        products += (way * (x_0 - first)).flatten(1).sum(1).cpu().double()
+        squares += way.square().flatten(1).sum(1).cpu().double()
+    share = (products / squares.clamp(min=1e-12)).clamp(0, 1)
+    return {"ratio": [round(float(noise.ratio[t]), 4) for t in timesteps], "share": [round(x, 3) for x in share.tolist()]}
+
+
+def _denoised(pipe, pictures, noise, timesteps, seed):
+    """Of each picture x_0 [1, C, h, w], x_t [levels, C, h, w] and the denoiser's output on it. ValueError without a picture."""
+    if not pictures:
+        raise ValueError("no picture given: at least one is needed")
+    generator, conditioning = torch.Generator().manual_seed(seed), pipe.encode_prompt([""] * len(timesteps))
+    for picture in pictures:
+        x_0 = pipe.encode_picture(pipe.pad(_middle(images.to_tensor(picture)[0])[None]))
+        eps = torch.randn(len(timesteps), *x_0.shape[1:], generator=generator).to(x_0.device)
+        levels = [noise.level(t) for t in timesteps]
+        x_t = torch.cat([alpha * x_0 + sigma * e for (alpha, sigma), e in zip(levels, eps.split(1))])
+        yield x_0, x_t, pipe.predict(x_t, timesteps, conditioning)
+
+
+def _x_0_hat(outputs, x_t, timesteps, noise):
+    rows = zip(outputs.split(1), x_t.split(1), timesteps)
+    return torch.cat([equations.predict_x0(output, x, *noise.level(t), noise.prediction_type) for output, x, t in rows])
 
 
 def _middle(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from diffusers_compress import images
 from diffusers_compress.diffusion import families, schedule, solvers
 from diffusers_compress.diffusion.families.stable_diffusion import StableDiffusion
 from diffusers_compress.diffusion.finishers import Finisher
-from diffusers_compress.diffusion.realism import blend, dial
+from diffusers_compress.diffusion.realism import blend, dial, share_of_second_guess
 from diffusers_compress.fingerprint import fingerprint
 from diffusers_compress.format.container import Header
 from diffusers_compress.importance import Importance, maps_of, on_latent
@@ -78,7 +78,8 @@ class LatentCodecMixin(CodecMixin):
         """From each x_t [1, C, h, w] at timestep t, where a file ends, to x_0 [B, C, h, w]: by the probability-flow ODE or a finisher."""
         noise = self.noise_schedule()
         if finisher is None or realism == 0:
-            walks = [dial(solvers.solve(x_t, t, num_steps, noise, self.scheduler), realism, noise) for x_t, t in ends]
+            walks = [solvers.solve(x_t, t, num_steps, noise, self.scheduler) for x_t, t in ends]
+            walks = [self.dial(walk, realism, noise, t) for walk, (_, t) in zip(walks, ends)]
             return torch.cat(self.run(walks, prompts, guidance_scale, watch))
         ways = [finisher.way(t, num_steps) for _, t in ends]
         x_s = [x_t for x_t, _ in ends]
@@ -88,6 +89,10 @@ class LatentCodecMixin(CodecMixin):
         walks = [finisher.walk(x, way[-1], noise, calls) for x, (way, calls) in zip(x_s, ways)]
         sample = torch.cat(finisher.pipe.run(walks, prompts, guidance_scale, watch))
         return sample if realism == 1 else blend(self.finish(ends, prompts, 1, 0.0, guidance_scale, watch), sample, realism)
+
+    def dial(self, walk: solvers.Walk, realism: float, noise: schedule.NoiseSchedule, t: int) -> solvers.Walk:
+        """`realism.dial` of a walk from timestep t, with what the model's calibration knows of its guesses."""
+        return dial(walk, realism, noise, share_of_second_guess(self.config.get("calibration"), float(noise.ratio[t])))
 
     def importance_of(self, importance: Importance, pictures: list[Picture]) -> list[Tensor | None]:
         """What `compress` was given, as a map [h, w] on each picture's latent, see `importance.maps_of`."""

@@ -2,9 +2,10 @@
 
     python examples/train_variance_head.py --photos FOLDER --output RUN
 
-First the denoiser's error is measured at each frequency (`calibration.calibrate_error`), then a `VarianceHead` learns where in a
-picture it is larger or smaller than that, by the Gaussian likelihood of the coefficients of x_0 - x_0_hat. RUN/model is the folder
-with both added. A run that was stopped goes on from its last checkpoint when the same command is given again.
+First the denoiser's error is measured at each frequency, and how far its second guess is to be followed (`calibration`), then a
+`VarianceHead` learns where in a picture the error is larger or smaller than that, by the Gaussian likelihood of the coefficients of
+x_0 - x_0_hat. RUN/model is the folder with all that added. A run that was stopped goes on from its last checkpoint when the same
+command is given again.
 """
 
 import argparse
@@ -41,9 +42,9 @@ def parse_args():
     return parser.parse_args()
 
 
-def calibrate(pipe, photos, path):
-    """The measured error spectrum, kept in a file."""
-    make_once(path, lambda path: path.write_text(json.dumps(calibration.calibrate_error(pipe, photos))))
+def kept(path, measure, pipe, photos):
+    """What was measured, kept in a file."""
+    make_once(path, lambda path: path.write_text(json.dumps(measure(pipe, photos))))
     return json.loads(path.read_text())
 
 
@@ -97,12 +98,14 @@ def main():
     pipe.unet.requires_grad_(False)
 
     photos, validation_photos = split(load_photos(args.photos))
-    spectrum = calibrate(pipe, photos[:: args.calibration_every], args.output / "error.json")
+    few = photos[:: args.calibration_every]
+    spectrum = kept(args.output / "error.json", calibration.calibrate_error, pipe, few)
+    second_guess = kept(args.output / "second_guess.json", calibration.calibrate_second_guess, pipe, few)
     path = make_once(args.latents or args.output / "latents.pt", lambda path: torch.save(encode_photos(pipe, photos), path))
     latents = [view for views in torch.load(path, weights_only=True) for view in views]
     validation = [view for view, _ in encode_photos(pipe, validation_photos)]
     head = train(accelerator, pipe, spectrum, latents, validation, args)
-    add_parts(args.model, args.output / "model", {"error": spectrum}, variance_head=head)
+    add_parts(args.model, args.output / "model", {"error": spectrum, "second_guess": second_guess}, variance_head=head)
 
 
 if __name__ == "__main__":

@@ -171,8 +171,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         Args:
             bitstreams: one file or a list. A file cut after its header gives the picture of the whole steps that are left.
             reconstruction: from the last noise level on, "flow" (probability-flow ODE), "ancestral" (random draws from `generator`, one
-                for all or a list), or "denoised" (the network's mean in one call: a preview).
-            realism: in [0, 1], between that mean and the reconstruction, see `diffusion.realism`.
+                for all or a list), or "denoised" (the network's first guess of the mean, in one call: a preview).
+            realism: in [0, 1], between the mean and the reconstruction, see `diffusion.realism`.
             num_inference_steps: network calls of "flow" and "ancestral"; default: 10, or 1 with a finisher.
             guidance_scale: above 1, guidance towards the file's prompt, in the reconstruction alone.
             finisher: a student in few calls, in place of the flow, see `diffusion.finishers.load`; or a pipeline that has one.

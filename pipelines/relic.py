@@ -165,7 +165,7 @@ class RelicPipeline(LatentCodecMixin, DiffusionPipeline):
 
         Args:
             bitstreams: one file or a list.
-            realism: in [0, 1], between the least squared error (0: one network call) and the most natural look, see `diffusion.realism`.
+            realism: in [0, 1], between the least squared error (0: a network call or two) and the most natural look, see `diffusion.realism`.
             preview: what the entropy model expects, without a call of the network.
             num_inference_steps: network calls; default: 5, or 1 with a finisher.
             guidance_scale: above 1, guidance towards the file's prompt.

@@ -94,3 +94,25 @@ def test_a_band_that_small_pictures_lack_takes_its_neighbour_s(pipe, monkeypatch
 def test_no_picture_is_told(pipe):
     with pytest.raises(ValueError, match="no picture"):
         calibration.calibrate_error(pipe, [])
+
+
+@pytest.mark.parametrize("knows", [1.0, 0.6])
+def test_how_far_the_second_guess_is_followed(pipe, monkeypatch, knows):
+    """Not at all for an exact denoiser of white latents; some of the way for one whose guesses are too small."""
+    x_0 = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    noise = pipe.noise_schedule()
+
+    def predict(self, x_t, timesteps, embeds):
+        alpha, sigma = (level[timesteps].float().view(-1, 1, 1, 1) for level in (noise.alpha, noise.sigma))
+        x_0_hat = knows * alpha / (alpha**2 + sigma**2) * x_t
+        return (alpha * x_t - x_0_hat) / sigma
+
+    monkeypatch.setattr(DiffCPipeline, "predict", predict)
+    monkeypatch.setattr(DiffCPipeline, "encode_picture", lambda self, x: x_0)
+    measured = calibration.calibrate_second_guess(pipe, [Image.new("RGB", (512, 512))])
+    ratio, share = (np.array(measured[name]) for name in ("ratio", "share"))
+    assert len(ratio) == len(share) == len(set(ratio)) and (np.diff(ratio) > 0).all()
+    some = share[(ratio > 0.2) & (ratio < 0.6)]
+    assert len(some) == 4 and (some < 0.1).all() if knows == 1 else (some > 0.3).all()
+    with pytest.raises(ValueError, match="no picture given"):
+        calibration.calibrate_second_guess(pipe, [])

@@ -256,6 +256,7 @@ def test_calibrate_copies_the_model_with_what_it_found(run, photo, tiny_sd_folde
     pictures = [images.open_image(tmp_path / "photos" / name) for name in ("a.png", "more/c.png")]
     assert pipe.config.calibration["error"] == calibration.calibrate_error(plain, pictures)
     assert pipe.config.calibration["latent"] == calibration.calibrate_latent(plain, pictures)
+    assert pipe.config.calibration["second_guess"] == calibration.calibrate_second_guess(plain, pictures)
     assert all(torch.equal(*pair) for pair in zip(plain.unet.parameters(), pipe.unet.parameters()))
     assert pipe.fingerprint() != plain.fingerprint()
 

@@ -95,6 +95,43 @@ def test_no_call_is_added(source):
     assert torch.equal(whole, dialled)
 
 
+def test_one_call_more_follows_a_second_guess(source):
+    """The mean goes its share of the way, at 0 and between; at 1 there is the flow alone."""
+    scheduler, schedule, _, t, x_t, network = source
+
+    def dialled(realism, share):
+        asked = []
+        walk = dial(solvers.solve(x_t, t, 7, schedule, scheduler), realism, schedule, share)
+        [x] = solvers.run([walk], lambda *request: asked.append(request[1][0]) or network(*request))
+        return x, asked
+
+    first, second = dialled(0.0, 0.0)[0], solvers.run([solvers.solve(x_t, t, 2, schedule, scheduler)], network)[0]
+    mean, asked = dialled(0.0, 0.4)
+    assert asked == solvers.timesteps_to_zero(t, 2)
+    assert torch.allclose(mean, 0.6 * first + 0.4 * second, atol=1e-4)
+    flow, asked = dialled(1.0, 0.4)
+    assert len(asked) == 7
+    between, asked = dialled(0.3, 0.4)
+    assert len(asked) == 8 and torch.allclose(between, 0.7 * mean + 0.3 * flow, atol=1e-4)
+
+
+def test_the_embedded_model_gains_by_its_second_guess(photo):
+    """Relic's mean of the demo's photo, with the calibration and without."""
+    from diffusers_compress import RelicPipeline, embedded_model
+    from diffusers_compress.metrics.distortion import psnr, samples
+
+    pipe = RelicPipeline.from_pretrained(embedded_model())
+    pipe.set_progress_bar_config(disable=True)
+    data = pipe.compress(photo, target_bpp=0.2).bitstreams[0]
+
+    def decibels():
+        return psnr(samples(photo), samples(pipe.decompress(data, realism=0).images[0]))
+
+    with_it = decibels()
+    pipe.register_to_config(calibration={**pipe.config.calibration, "second_guess": None})
+    assert with_it > decibels() + 0.01
+
+
 def test_diffc_has_the_dial(tiny_sd_folder, photo):
     pipe = DiffCPipeline.from_pretrained(tiny_sd_folder)
     pipe.set_progress_bar_config(disable=True)

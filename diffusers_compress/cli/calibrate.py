@@ -32,7 +32,11 @@ def calibrate_command(
     from diffusers_compress import calibration
 
     with phase("calibrating", pipe) as clock:
-        found = {"error": calibration.calibrate_error(pipe, pictures), "latent": calibration.calibrate_latent(pipe, pictures)}
+        found = {
+            "error": calibration.calibrate_error(pipe, pictures),
+            "latent": calibration.calibrate_latent(pipe, pictures),
+            "second_guess": calibration.calibrate_second_guess(pipe, pictures),
+        }
     source = loading.model_source(model)
     save_calibrated(source if Path(source).exists() else pipe.download(source), out, found)
     say(out, f"{out}: calibrated on {len(pictures)} pictures, {clock.seconds:.1f} s")

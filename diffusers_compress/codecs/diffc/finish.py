@@ -9,7 +9,6 @@ from torch import Tensor
 
 from diffusers_compress.diffusion import solvers
 from diffusers_compress.diffusion.finishers import Finisher, calls_of
-from diffusers_compress.diffusion.realism import dial
 from diffusers_compress.format.container import Header
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
@@ -37,11 +36,13 @@ def finished(
     watch: Callable | None = None,
 ) -> list:
     """Of each end, x_t [1, C, h, w] and t, the picture."""
-    steps = calls_of(how.num_inference_steps, CALLS, how.finisher)
-    realism = 0.0 if how.reconstruction == "denoised" else how.realism
+    steps, realism = calls_of(how.num_inference_steps, CALLS, how.finisher), how.realism
+    if how.reconstruction == "denoised":  # the flow's one call gives x_0_hat
+        steps, realism = 1, 1.0
     if how.reconstruction == "ancestral":
         noise, draws = pipe.noise_schedule(), how.generator if isinstance(how.generator, list) else [how.generator] * len(ends)
-        walks = [dial(solvers.ancestral(x_t, t, steps, noise, draw), realism, noise) for (x_t, t), draw in zip(ends, draws)]
+        walks = [solvers.ancestral(x_t, t, steps, noise, draw) for (x_t, t), draw in zip(ends, draws)]
+        walks = [pipe.dial(walk, realism, noise, t) for walk, (_, t) in zip(walks, ends)]
         x_0 = torch.cat(pipe.run(walks, prompts, how.guidance_scale, watch))
     else:
         x_0 = pipe.finish(ends, prompts, steps, realism, how.guidance_scale, watch, how.finisher)
