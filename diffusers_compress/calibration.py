@@ -83,9 +83,9 @@ def calibrate_second_guess(pipe: DiffusionPipeline, pictures: list, seed: int = 
     conditioning = pipe.encode_prompt([""] * len(timesteps))
     for x_0, x_t, outputs in _denoised(pipe, pictures, noise, timesteps, seed):
         first = _x_0_hat(outputs, x_t, timesteps, noise)
-        x_s, later = zip(*(after_one_step(x, guess, t, noise) for x, guess, t in zip(x_t.split(1), first.split(1), timesteps)))
-        x_s = torch.cat(x_s)
-        way = _x_0_hat(pipe.predict(x_s, list(later), conditioning), x_s, later, noise) - first
+        steps = [after_one_step(x, guess, t, noise) for x, guess, t in zip(x_t.split(1), first.split(1), timesteps)]
+        x_s, later = torch.cat([x for x, _ in steps]), [s for _, s in steps]
+        way = _x_0_hat(pipe.predict(x_s, later, conditioning), x_s, later, noise) - first
         products += (way * (x_0 - first)).flatten(1).sum(1).cpu().double()
         squares += way.square().flatten(1).sum(1).cpu().double()
     share = (products / squares.clamp(min=1e-12)).clamp(0, 1)
@@ -105,7 +105,7 @@ def _denoised(pipe, pictures, noise, timesteps, seed):
         yield x_0, x_t, pipe.predict(x_t, timesteps, conditioning)
 
 
-def _x_0_hat(outputs, x_t, timesteps, noise):
+def _x_0_hat(outputs: Tensor, x_t: Tensor, timesteps: list[int], noise: schedule.NoiseSchedule) -> Tensor:
     rows = zip(outputs.split(1), x_t.split(1), timesteps)
     return torch.cat([equations.predict_x0(output, x, *noise.level(t), noise.prediction_type) for output, x, t in rows])
 

@@ -99,11 +99,11 @@ def sent(pipe, face):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_another_dtype_decodes_within_a_tenth_of_a_decibel(pipe, face, sent, dtype):
+def test_another_dtype_decodes_within_a_fifth_of_a_decibel(pipe, face, sent, dtype):
     other = DiffCPipeline.from_pretrained(embedded_model(), dtype=dtype)
     other.set_progress_bar_config(disable=True)
     assert other.fingerprint() == pipe.fingerprint()
-    assert abs(psnr(face, other.decompress(sent[0], num_inference_steps=5).images[0]) - sent[1]) < 0.1
+    assert abs(psnr(face, other.decompress(sent[0], num_inference_steps=5).images[0]) - sent[1]) < 0.2
 
 
 def test_a_large_picture_comes_back(pipe, portrait):
