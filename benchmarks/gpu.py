@@ -47,8 +47,8 @@ def shape(small):
         runs = [(*sizes, "--batch", 1, 2)]
     else:
         runs = [
-            ("--channels-last", "--bpp", 0.05, "--steps", 12, "--batch", 1, 8, 32, "--channels", "trellis"),
-            ("--channels-last", "--bpp", 0.05, "--steps", 12, "--batch", 1, "--channels", "trellis32"),
+            ("--channels-last", "--bpp", 0.05, "--steps", 12, "--batch", 1, 8, 32),
+            ("--channels-last", "--bpp", 0.05, "--steps", 12, "--batch", 1, "--channels", "trellis"),
             ("--channels-last", "--compile", "--bpp", 0.05, "--steps", 12, "--batch", 1),
             ("--channels-last", "--size", 2048, 2048, "--tiling", "--bpp", 0.03, "--steps", 12, "--batch", 1),
         ]

@@ -55,7 +55,7 @@ def parse_args():
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.03, 0.1])
     parser.add_argument("--steps", type=int, nargs="+", default=[6, 12], help="coded steps")
     parser.add_argument("--decoding-steps", type=int, default=10, help="network calls that finish the picture")
-    parser.add_argument("--channels", nargs="+", default=["trellis"], choices=CHANNELS)
+    parser.add_argument("--channels", nargs="+", default=["trellis32"], choices=CHANNELS)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="pictures at a time")
     parser.add_argument("--reduce", type=int, help="divide all widths by 1, 2 or 4; default: 1 on a GPU, 4 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -97,7 +97,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         fidelity: float | None = None,
         prompt: str | list[str] = "",
         num_coding_steps: int = 12,
-        coder: str = "trellis",
+        coder: str = "trellis32",
         importance: Importance = None,
         batch_size: int = 8,
         callback_on_step_end: Callback = None,
@@ -112,8 +112,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             prompt: one for all or one for each picture; stored in the file.
             num_coding_steps: 1 to 256, each a network call (but the first, unless the model knows pure noise). A file so small that a
                 step would have less than 64 bits has fewer; without a size it is the number for an average picture.
-            coder: "trellis"; "trellis32", for files 3 to 4 % smaller, whose search takes a CPU twice as long or more; or "poisson",
-                the published coder.
+            coder: "trellis32"; "trellis", with which a CPU searches faster, for files 3 to 4 % larger; or "poisson", the published coder.
             importance: where the bits go, a mask, boxes or what finds them, see `importance.maps_of`. The background has no part in the
                 second half of the file. Not with a target of quality.
             batch_size: pictures of like size that go through the network together at most.

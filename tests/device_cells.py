@@ -2,7 +2,7 @@
 
 "equal": cell -> whether the device gave the same files and the same pictures as the CPU; its arithmetic is the same.
 "counts": part of DiffC -> [launches, copies] without the network's: of a coded step at 256x256 and 400 bits, of the same step for each
-further picture of a batch, and of a fingerprint.
+further picture of a batch, and of a fingerprint. With "kernels" the coder's search is that of a GPU, each of Triton's kernels a launch.
 """
 
 import json
@@ -26,7 +26,7 @@ FEW = {"num_inference_steps": 2}
 CELLS = {
     "diffc": ("diffc", "epsilon", {"max_bytes": 60, "num_coding_steps": 3, "prompt": "a house"}, FEW | {"guidance_scale": 2.0}),
     "diffc, preview": ("diffc", "v_prediction", {"fidelity": 0.3, "num_coding_steps": 2}, {"reconstruction": "denoised"}),
-    "diffc, trellis32": ("diffc", "epsilon", {"max_bytes": 35, "coder": "trellis32"}, FEW),
+    "diffc, trellis": ("diffc", "epsilon", {"max_bytes": 35, "coder": "trellis"}, FEW),
     "diffc, poisson": ("diffc", "epsilon", {"max_bytes": 30, "coder": "poisson"}, FEW),
     "relic": ("relic", "epsilon", {"max_bytes": 100, "entropy_model": "adaptive"}, FEW | {"realism": 0.5}),
     "relic, hyperprior": ("relic", "v_prediction", {"max_bytes": 100}, FEW),
@@ -76,6 +76,26 @@ def total():
     return np.array([simulated_device.launches.total(), simulated_device.copies.total()])
 
 
+class Kernel:
+    """In place of one of Triton's: a launch, after which the message is of zeros."""
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *arguments, **options):
+        simulated_device.launches["kernel"] += 1
+        for tensor in arguments:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.int16, torch.int32):
+                tensor.held.zero_()
+
+
+def search_with_kernels():
+    from diffusers_compress.coding.channels import search, search_triton
+
+    search_triton.viterbi_kernel = search_triton.m_algorithm_kernel = Kernel()
+    search.on = lambda device: (search_triton.follow, search_triton.survivors)
+
+
 def step_counts():
     pipe = make.pipeline("diffc", "embedded").to(simulated_device.DEVICE)
     predict, of_network = pipe.predict, np.zeros(2, int)
@@ -117,6 +137,8 @@ def step_counts():
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    trellis.TRELLIS32 = replace(trellis.TRELLIS32, survivors=lambda budget: 2**8)  # enough here, and quick
+    trellis.TRELLIS32 = replace(trellis.TRELLIS32, survivors=2**8)  # enough here, and quick
     simulated_device.narrow = "narrow" in sys.argv
+    if "kernels" in sys.argv:
+        search_with_kernels()
     print(json.dumps(step_counts() if "counts" in sys.argv else equal()))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusers_compress.codecs.diffc import reference
+from diffusers_compress.coding import randomness
 from diffusers_compress.coding.channels import search, search_numpy, trellis
 
 TRELLIS, TRELLIS32 = trellis.TRELLIS, trellis.TRELLIS32
@@ -95,7 +96,7 @@ def test_segments_are_consecutive_and_read_the_whole_message(n, budget):
     assert len(bounds) == len(ends) + 1 and bounds[0] == 0 and bounds[-1] == n and bounds == sorted(bounds)
 
 
-@pytest.mark.parametrize("channel", [TRELLIS, replace(TRELLIS32, survivors=lambda budget: 2**14)], ids=["trellis", "trellis32"])
+@pytest.mark.parametrize("channel", [TRELLIS, replace(TRELLIS32, survivors=2**14)], ids=["trellis", "trellis32"])
 @pytest.mark.parametrize("budget", [7, 16])
 def test_encoder_finds_the_best_message(channel, budget):
     excess, rank = torch.full((1, 100), 0.3), flat(1, 100)[1]
@@ -111,22 +112,54 @@ def test_more_survivors_find_better_messages():
     m = shifts(excess, 150.0)
     found = []
     for followed in (2**4, 2**8, 2**12):
-        y = replace(TRELLIS32, survivors=lambda budget: followed).encode(m, excess, rank, 160, step=1)[1]
+        y = replace(TRELLIS32, survivors=followed).encode(m, excess, rank, 160, step=1)[1]
         found.append(delivered(y, m, excess).mean().item())
     assert found == sorted(found) and found[2] > 1.02 * found[0]
 
 
+def m_algorithm(bits, scores, followed):
+    """Again and plainly, of one picture: totals of the messages that are left, best last, and the bits of the best."""
+    total, message = np.zeros(1, np.float32), np.zeros(1, np.int64)
+    for width, score in zip(bits, scores):
+        message = (message[:, None] << width | np.arange(2**width)).ravel()
+        total = total.repeat(2**width) + score[search.place(message & randomness.WORD)]
+        best = total.argsort()[-followed:]
+        total, message = total[best], message[best]
+    return total, message[-1] >> np.arange(sum(bits))[::-1] & 1
+
+
 @pytest.mark.parametrize("rough", [None, math.inf, -math.inf])
-def test_a_cpu_follows_the_messages_of_pytorch(rough, monkeypatch):
+def test_the_m_algorithm_follows_the_best(rough, monkeypatch):
     """However wrong its guess of what total the best have."""
     if rough is not None:
         monkeypatch.setattr(search_numpy, "_rough", lambda *known: rough)
     bits = [14, 4, 4, 4, 2]
-    runs = torch.randn(2, len(bits), 2**14, generator=torch.Generator().manual_seed(0)).split([1, 3, 1], 1)
-    ours, theirs = (way.survivors(bits, runs, 3000)[0].sort().values for way in (search_numpy, search))
-    assert torch.equal(ours, theirs)
-    ours, theirs = (search.m_algorithm(bits, runs, 3000, way.survivors) for way in (search_numpy, search))
-    assert np.array_equal(ours, theirs)
+    scores = torch.randn(2, len(bits), 2**14, generator=torch.Generator().manual_seed(0))
+    runs, expected = scores.split([1, 3, 1], 1), [m_algorithm(bits, own, 3000) for own in scores.numpy()]
+    totals = search_numpy.survivors(bits, runs, 3000)[0].sort().values
+    assert np.array_equal(totals, [total for total, _ in expected])
+    assert np.array_equal(search.m_algorithm(bits, runs, 3000, search_numpy.survivors), [message for _, message in expected])
+
+
+def test_a_gpu_goes_without_kernels_that_fail_and_says_why_once():
+    with pytest.warns(RuntimeWarning, match="cuda:63 searches without its kernels, so that encoding takes longer: .") as warned:
+        found = [search.on(torch.device("cuda", 63)) for _ in range(2)]  # such a device is nowhere
+    assert found == [(search.follow, search_numpy.survivors)] * 2 and len(warned) == 1
+
+
+def test_kernels_that_find_other_messages_are_noticed():
+    def follow(total, run, widths):
+        return search.follow(total, run.flip(1), widths)
+
+    def survivors(bits, scores, followed):
+        return search_numpy.survivors(bits, [run.flip(1) for run in scores], followed)
+
+    right, device = (search.follow, search_numpy.survivors), "cpu"
+    search.compare(right, right, device)
+    with pytest.raises(RuntimeError, match="Viterbi's algorithm finds other messages"):
+        search.compare(right, (follow, right[1]), device)
+    with pytest.raises(RuntimeError, match="the M-algorithm finds other messages"):
+        search.compare(right, (right[0], survivors), device)
 
 
 @pytest.mark.parametrize("bounds", [[0, 40, 50], [0, 1000, 1300, 1301], [0, 300, 40_000], [0, 40_000, 40_000]])

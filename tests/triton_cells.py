@@ -1,6 +1,6 @@
 """A process of its own for the kernels of search_triton.py. Run by test_search.py; prints a line of JSON.
 
-"compare", with TRITON_INTERPRET=1: cell -> whether the kernels find what the same search in PyTorch does.
+"compare", with TRITON_INTERPRET=1: cell -> whether the kernels find what the search without them does.
 "compile": kernel and compute capability -> bytes of shared memory, as compiled for NVIDIA without a GPU.
 """
 
@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import torch
 
-from diffusers_compress.coding.channels import search, search_triton
+from diffusers_compress.coding.channels import search, search_numpy, search_triton
 
 CELLS = {"lone": [14], "short": [3], "a run": [14, 4, 4], "an odd end": [14, 4, 4, 4, 2]}
 FOLLOWED = 20  # the interpreter is slow
@@ -30,11 +30,14 @@ def compare():
         runs = runs_of(bits)
         found[name, "viterbi"] = np.array_equal(*(search.viterbi(bits, runs, way.follow) for way in (search, search_triton)))
         bits = [min(6, bits[0]), *bits[1:]]
-        same = (search.m_algorithm(bits, runs, FOLLOWED, way.survivors) for way in (search, search_triton))
+        same = (search.m_algorithm(bits, runs, FOLLOWED, way.survivors) for way in (search_numpy, search_triton))
         found[name, "m_algorithm"] = np.array_equal(*same)
         tied = runs_of(bits, levels=3)
-        totals = [way.survivors(bits, tied, FOLLOWED)[0].sort().values for way in (search, search_triton)]
+        totals = [way.survivors(bits, tied, FOLLOWED)[0].sort().values for way in (search_numpy, search_triton)]
         found[name, "ties"] = torch.equal(*totals)
+    search_triton.TILE = 2**17  # quick
+    ours, kernels = ((search.follow, search_numpy.survivors), (search_triton.follow, search_triton.survivors))
+    found["at first use"] = search.compare(ours, kernels, "cpu") is None
     return {str(name): bool(equal) for name, equal in found.items()}
 
 

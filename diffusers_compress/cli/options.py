@@ -43,7 +43,7 @@ Prompt = Annotated[str | None, typer.Option(help="What the picture shows; stored
 Coder = Annotated[
     Literal["trellis", "trellis32", "poisson"] | None,
     typer.Option(
-        show_default="trellis", help="trellis32: slower, files 3 to 4 % smaller. poisson is the published coder, for comparison."
+        show_default="trellis32", help="trellis: faster, files 3 to 4 % larger. poisson is the published coder, for comparison."
     ),
 ]
 Reconstruction = Annotated[

@@ -2,12 +2,14 @@
 
 A message of sum(bits) bits moves through len(bits) segments, in each of which bits[j] of them are read. Both algorithms take the scores
 of all windows of the codebook, of the first segment and then for a run of segments at a time, [B, segments, 2^CODEBOOK_BITS], and give
-messages [B, sum(bits)] uint8 of 0 and 1. What moves through a run is here in PyTorch, in `search_triton` as kernels for a GPU, and for
-the M-algorithm on a CPU in `search_numpy`.
+messages [B, sum(bits)] uint8 of 0 and 1. What moves through a run is in `search_triton` as kernels for a GPU. Everywhere else Viterbi's
+algorithm takes PyTorch, and the M-algorithm `search_numpy` on the CPU.
 """
 
 import functools
 import itertools
+import math
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 from diffusers_compress.coding import randomness
 
 CODEBOOK_BITS = 14  # the codebook has 2^14 normals
+SURVIVORS = 2**13  # messages that the M-algorithm follows: more bring little, for as many times the time (BENCHMARKS.md)
 GOLDEN_RATIO = 0x9E3779B1  # its fraction, times 2^32, made odd: a hash (Knuth, TAOCP 3, section 6.4)
 
 
@@ -28,27 +31,40 @@ def place(state):
 
 @functools.cache
 def on(device: torch.device) -> tuple[Callable, Callable]:
-    """`follow` and `survivors` for this device: those of `search_triton`, if it runs there and finds the same messages, or those that are
-    here; a CPU has its own `survivors`."""
-    if device.type == "cpu":
-        from diffusers_compress.coding.channels import search_numpy
+    """`follow` and `survivors` for this device: on a GPU those of `search_triton`, if they work there, otherwise what runs everywhere.
 
-        return follow, search_numpy.survivors
+    Warns:
+        RuntimeWarning: if a GPU goes without the kernels, with the reason.
+    """
+    from diffusers_compress.coding.channels import search_numpy
+
+    everywhere = follow, search_numpy.survivors
     if device.type != "cuda":
-        return follow, survivors
-    bits, scores = [CODEBOOK_BITS, 4, 3], randomness.normals(3 << CODEBOOK_BITS, randomness.CODEBOOK, 0, device)
-    runs = scores.view(1, 3, -1).split([1, 2], 1)
+        return everywhere
     try:
         from diffusers_compress.coding.channels import search_triton
 
         kernels = search_triton.follow, search_triton.survivors
-        ours, theirs = (
-            np.stack([viterbi(bits, runs, along), m_algorithm(bits, runs, 2**10, among)])
-            for along, among in ((follow, survivors), kernels)
+        compare(everywhere, kernels, device)
+    except Exception as error:  # no Triton, no C compiler that it needs, a GPU that is too small or too old
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        warnings.warn(
+            f"{device} searches without its kernels, so that encoding takes longer: {reason}", RuntimeWarning, stacklevel=2
         )
-    except Exception:  # no Triton, no C compiler that it needs, a GPU that is too small or too old
-        return follow, survivors
-    return kernels if np.array_equal(ours, theirs) else (follow, survivors)
+        return everywhere
+    return kernels
+
+
+def compare(ours: tuple[Callable, Callable], theirs: tuple[Callable, Callable], device: torch.device | str) -> None:
+    """RuntimeError if two of what `on` returns find different messages of a few segments of two pictures."""
+    bits, shape = [CODEBOOK_BITS, 4, 4, 4, 3], (2, 5, 2**CODEBOOK_BITS)
+    runs = randomness.normals(math.prod(shape), randomness.CODEBOOK, 0, device).view(shape).split([1, 4], 1)
+    for name, found in {
+        "Viterbi's algorithm": (viterbi(bits, runs, along) for along, _ in (ours, theirs)),
+        "the M-algorithm": (m_algorithm(bits, runs, SURVIVORS, among) for _, among in (ours, theirs)),
+    }.items():
+        if not np.array_equal(*found):
+            raise RuntimeError(f"{name} finds other messages there")
 
 
 # ------------------------------------------------------------------------------------------------------------------- Viterbi
@@ -90,38 +106,20 @@ def follow(total: Tensor, run: Tensor, widths: list[int]) -> tuple[Tensor, list[
 
 
 def m_algorithm(bits: list[int], scores: Iterable[Tensor], followed: int, survivors: Callable) -> np.ndarray:
-    """Nearly the best message, where a state has 32 bits: only the best few are followed from segment to segment."""
+    """Nearly the best message, where a state has 32 bits: only the best few are followed from segment to segment.
+
+    survivors(bits, scores, followed) gives totals of the messages that are left at the end [B, M], and for each segment those that were
+    followed [B, M] int64: which one of the segment before it continues, and in the low `width` bits what it read.
+    """
     total, kept = survivors(bits, scores, followed)
-    survivor, ways = total.argmax(1, keepdim=True), []
+    survivor, chosen = total.argmax(1, keepdim=True), []
     for width, best in zip(reversed(bits), reversed(kept)):
-        chosen = best.gather(1, survivor)
-        ways.append(chosen & 2**width - 1)
-        survivor = (chosen >> width).long()
-    return _message(list(torch.cat(ways[::-1], 1).cpu().numpy().T), bits)
-
-
-def survivors(bits: list[int], scores: Iterable[Tensor], followed: int) -> tuple[Tensor, list[Tensor]]:
-    """Totals of the messages that are left at the end [B, M], and for each segment those that were followed [B, M] int32: which one of the
-    segment before it continues, and in the low `width` bits what it read."""
-    each = (score for run in scores for score in run.unbind(1))
-    first = next(each)
-    total, state, kept = first.new_zeros(len(first), 1), torch.zeros(len(first), 1, dtype=torch.int64, device=first.device), []
-    for width, score in zip(bits, itertools.chain([first], each)):
-        state = state << width & randomness.WORD
-        # The windows of the 2^width states that may follow lie side by side, in an order of their own.
-        window = place(state)
-        rows = torch.arange(len(score), device=score.device)[:, None] * (score.shape[1] >> width) + (window >> width)
-        following = score.reshape(-1, 2**width).index_select(0, rows.flatten()).view(*rows.shape, 2**width)
-        total = (following + total[..., None]).flatten(1)
-        best = total.topk(min(followed, total.shape[1]), sorted=False).indices
-        total, parent = total.gather(1, best), best >> width
-        way = (best ^ window.gather(1, parent)) & 2**width - 1
-        state = state.gather(1, parent) | way
-        kept.append((parent << width | way).to(torch.int32))
-    return total, kept
+        chosen.append(best.gather(1, survivor))
+        survivor = chosen[-1] >> width
+    return _message(list(torch.cat(chosen[::-1], 1).cpu().numpy().T), bits)
 
 
 def _message(ways: list[np.ndarray], bits: list[int]) -> np.ndarray:
-    """The bits of all segments' numbers [B], the highest first -> [B, sum(bits)] uint8."""
+    """The low bits of all segments' numbers [B], the highest first -> [B, sum(bits)] uint8."""
     digits = [way[:, None] >> np.arange(width)[::-1] & 1 for way, width in zip(ways, bits)]
     return np.concatenate(digits, 1).astype(np.uint8)

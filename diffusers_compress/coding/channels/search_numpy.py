@@ -1,7 +1,4 @@
-"""The M-algorithm of `search` for a CPU: it looks only at the candidates that may be among the best.
-
-The messages are those of `search`: the same sums, and only between equal ones may the choice be another.
-"""
+"""The M-algorithm of `search` on the CPU, wherever the scores are: it looks only at the candidates that may be among the best."""
 
 from collections.abc import Iterable
 
@@ -16,8 +13,8 @@ MARGIN = 1.2  # and is believed within this factor of their number
 
 
 def survivors(bits: list[int], scores: Iterable[Tensor], followed: int) -> tuple[Tensor, list[Tensor]]:
-    """As `search.survivors`."""
-    each, ends, kept = (score.numpy() for run in scores for score in run.unbind(1)), [], []
+    """As `search.m_algorithm` wants it."""
+    each, ends, kept = (score for run in scores for score in run.cpu().numpy().swapaxes(0, 1)), [], []
     for width, score in zip(bits, each):
         ends = ends or [(np.zeros(1, np.float32), np.zeros(1, np.uint32))] * len(score)
         steps = [_step(total, state, own, width, followed) for (total, state), own in zip(ends, score)]
@@ -27,7 +24,7 @@ def survivors(bits: list[int], scores: Iterable[Tensor], followed: int) -> tuple
 
 
 def _step(total: np.ndarray, state: np.ndarray, score: np.ndarray, width: int, followed: int) -> tuple[np.ndarray, ...]:
-    """The best messages through a segment: (total float32, state uint32, what was chosen int32), [M] each, from those of the segment before
+    """The best messages through a segment: (total float32, state uint32, what was chosen int64), [M] each, from those of the segment before
     it and the scores of all windows."""
     state = state << width
     window = search.place(state)
@@ -45,7 +42,7 @@ def _step(total: np.ndarray, state: np.ndarray, score: np.ndarray, width: int, f
     total, best = totals.take(best), found.take(best)
     parent = likely.take(best >> width)
     way = (best ^ window.take(parent)) & 2**width - 1
-    return total, state.take(parent) | way.astype(np.uint32), (parent << width | way).astype(np.int32)
+    return total, state.take(parent) | way.astype(np.uint32), parent << width | way
 
 
 def _rough(total: np.ndarray, rows: np.ndarray, row: np.ndarray, count: int) -> float:

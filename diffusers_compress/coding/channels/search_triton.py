@@ -1,7 +1,7 @@
 """The searches of `search` as one kernel each for a GPU: a program follows one picture through a whole run of segments.
 
-Imported only where Triton is. The messages are those of `search`: the same sums in the same order, and only between equal ones may
-the choice be another.
+Imported only where Triton is. The messages are those of `search.follow` and `search_numpy`: the same sums in the same order, and only
+between equal ones may the choice be another.
 """
 
 import itertools
@@ -53,7 +53,7 @@ def viterbi_kernel(scores, total, came_from, stride, segments, WIDTH: tl.constex
 
 
 def survivors(bits: list[int], scores: Iterable[Tensor], followed: int) -> tuple[Tensor, list[Tensor]]:
-    """As `search.survivors`."""
+    """As `search.m_algorithm` wants it."""
     runs = iter(scores)
     first = next(runs)
     device, pictures = first.device, len(first)
@@ -66,9 +66,9 @@ def survivors(bits: list[int], scores: Iterable[Tensor], followed: int) -> tuple
         chosen = torch.empty(pictures, segments, followed, dtype=torch.int32, device=device)
         arguments = run.contiguous(), widths, totals, states, places, chosen, done, segments, count, followed
         m_algorithm_kernel[(pictures,)](*arguments, totals.stride(0), TILE, num_warps=WARPS, num_stages=1)
-        for segment, width in enumerate(bits[done : done + segments]):
+        for way, width in zip(chosen.long().unbind(1), bits[done : done + segments]):
             count = min(count << width, followed)
-            kept.append(chosen[:, segment, :count])
+            kept.append(way[:, :count])
         done += segments
     return totals[done % 2, :, :count], kept
 

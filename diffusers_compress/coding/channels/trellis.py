@@ -21,7 +21,7 @@ y is a maximum rather than a draw: in the one direction that the message decides
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,20 +41,15 @@ WINDOW = 256  # dimensions of a segment up to which a matrix product gives its s
 SCORED, TRANSFORMED = 512, 64  # segments scored at a time, by a matrix product and by Fourier transforms
 
 
-def survivors(budget: int) -> int:
-    """Messages that the M-algorithm follows: the shorter they are the more, so that most steps take about as long."""
-    return min(max(2**24 // max(1, budget), 2**13), 2**17)
-
-
 @dataclass(frozen=True)
 class Trellis:
     """A channel with 2^state_bits states, CODEBOOK_BITS at least. The sender's search is Viterbi's with so few, or follows
-    `survivors(budget)` messages: the more, the fewer bits and the more of the sender's time, and of nobody else's."""
+    `survivors` messages: the more, the fewer bits and the more of the sender's time, and of nobody else's."""
 
     state_bits: int
     slope: float  # of the useful bits over the budget
     intercept: float
-    survivors: Callable[[int], int] | None = None
+    survivors: int | None = None
     wide: bool = True  # whether the reference knows the error's variance; if not, v = 0 as in the published coder
 
     payload_bytes, pack, unpack = map(staticmethod, (bit_payload.payload_bytes, bit_payload.pack, bit_payload.unpack))
@@ -87,7 +82,7 @@ class Trellis:
         bits, scores = np.diff([0, *ends]).tolist(), _segment_scores(likelihood, bounds, codebook)
         follow, survivors = search.on(device)
         if self.survivors:
-            messages = search.m_algorithm(bits, scores, self.survivors(budget), survivors)
+            messages = search.m_algorithm(bits, scores, self.survivors, survivors)
         else:
             messages = search.viterbi(bits, scores, follow)
         return messages, self._sample(messages, order, v, step)
@@ -216,4 +211,4 @@ def _by_transform(factors: Tensor, spectrum: Tensor) -> Tensor:
 
 # The lines through the useful bits were measured (benchmarks/channel_overhead.py).
 TRELLIS = Trellis(state_bits=14, slope=0.925, intercept=2.35)
-TRELLIS32 = Trellis(state_bits=32, slope=0.96, intercept=2.6, survivors=survivors)
+TRELLIS32 = Trellis(state_bits=32, slope=0.96, intercept=2.6, survivors=search.SURVIVORS)
