@@ -349,7 +349,7 @@ def decoded(pipe, data, options):
 def make(name, pipe):
     """Write a case's .dfc and .png; its entry of golden.json."""
     codec, model, size, options, decoding, left = CASES[name]
-    rate.CHECKED_BYTES = 0 if name.endswith("check") else 2000
+    rate.CHECKED_BYTES = 0 if name.endswith("check") else 2000  # of itself so small a file has no check
     data = pipe.compress(picture(*size), **options).bitstreams[0][:left]
     (FOLDER / f"{name}.dfc").write_bytes(data)
     Image.fromarray(decoded(pipe, data, decoding)).save(FOLDER / f"{name}.png")

@@ -59,11 +59,11 @@ def compare(ours: tuple[Callable, Callable], theirs: tuple[Callable, Callable], 
     """RuntimeError if two of what `on` returns find different messages of a few segments of two pictures."""
     bits, shape = [CODEBOOK_BITS, 4, 4, 4, 3], (2, 5, 2**CODEBOOK_BITS)
     runs = randomness.normals(math.prod(shape), randomness.CODEBOOK, 0, device).view(shape).split([1, 4], 1)
-    for name, found in {
-        "Viterbi's algorithm": (viterbi(bits, runs, along) for along, _ in (ours, theirs)),
-        "the M-algorithm": (m_algorithm(bits, runs, SURVIVORS, among) for _, among in (ours, theirs)),
+    for name, (own, other) in {
+        "Viterbi's algorithm": [viterbi(bits, runs, along) for along, _ in (ours, theirs)],
+        "the M-algorithm": [m_algorithm(bits, runs, SURVIVORS, among) for _, among in (ours, theirs)],
     }.items():
-        if not np.array_equal(*found):
+        if not np.array_equal(own, other):
             raise RuntimeError(f"{name} finds other messages there")
 
 
