@@ -134,7 +134,7 @@ def test_more_room_than_a_picture_needs(pipe, photo, size, max_bytes):
         [(x_t, t)] = pipe.reverse(noise, channel_of(parameters.channel), [receiver], x_0.shape[1:], [""])
     assert t == 0
     alpha, sigma = noise.level(0)
-    assert float((x_t / alpha - x_0).square().mean()) < 10 * (sigma / alpha) ** 2  # a step of so many bits is not exact
+    assert float((x_t / alpha - x_0).square().mean()) < 15 * (sigma / alpha) ** 2  # a step of so many bits is not exact
 
 
 @pytest.mark.parametrize("channel, slack", [("trellis", 2), ("trellis32", 2), ("poisson", 25)])
