@@ -78,10 +78,11 @@ def expectation(k, mean, index, points=64):
     """What x, in parts of the step, is on average where it is rounded to k: float array [N]. No file depends on it."""
     scale = 2.0 ** (index / PER_OCTAVE - 5)[:, None]
     x = k[:, None] + (np.arange(points) + 0.5) / points - 0.5
-    # The density is 1 / (4 cosh^2(x / 2)); its logarithm, so that tails keep their shape
+    # The density is e^-far / (1 + e^-far)^2, here over e^-nearest, so that tails keep their shape
     far = np.abs(x - mean[:, None] / UNIT) / scale
-    density = -far - 2 * np.log1p(np.exp(-far))
-    weight = np.exp(density - density.max(1, keepdims=True))
+    nearest = far.min(1, keepdims=True)
+    weight = np.exp(nearest - far)
+    weight /= (1 + weight * np.exp(-nearest)) ** 2
     return UNIT * (weight * x).sum(1) / weight.sum(1)
 
 

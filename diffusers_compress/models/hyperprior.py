@@ -195,29 +195,27 @@ def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[in
     v = torch.zeros(1, len(units), h * w + 1, dtype=torch.int64)
     features, heads = model.synthesise(torch.from_numpy(z_hat)[None].double()), [exact(head) for head in model.heads]
     for batch in batches(h, w, STRIDE, h * w):
-        centre, spread, level, trunk = model.context(v, batch, units, features, w, dithered)
+        *known, trunk = model.context(v, batch, units, features, w, dithered)
+        centre, spread, level = (part[0].numpy() for part in known)
         seen = torch.cat([trunk, trunk.new_zeros(len(trunk), 2 * len(units))], 1)
-        of_earlier = seen[:, trunk.shape[1] :].unflatten(1, (2, -1)).unbind(1)  # and its magnitude
+        of_earlier = seen[:, trunk.shape[1] :].T.numpy().reshape(2, len(units), -1)  # and its magnitude
+        values, noise = v[0].numpy(), dither[:, batch.positions]
         for c in channels:
             (weight, bias), (last_weight, last_bias) = heads[batch.kind][c]
-            hidden = floored(torch.addmm(bias, seen, weight)).clamp(0, LIMIT)
-            shift, scale = floored(torch.addmm(last_bias, hidden, last_weight)).clamp(-LIMIT, LIMIT).unbind(-1)
-            mean = centre[0, c] + torch.floor(shift * spread[0, c] / 64).long()
-            index = rounded(index_of(level[0, c], scale)).long()
-            value = yield c, batch.positions, mean.numpy() + dither[c][batch.positions], index.numpy()
-            v[0, c, batch.positions] = torch.from_numpy(value)
-            of_earlier[0][:, c] = deviation(torch.from_numpy(value), centre[0, c], spread[0, c])
-            of_earlier[1][:, c] = of_earlier[0][:, c].abs()
+            hidden = torch.addmm(bias, seen, weight).floor_().clamp_(0, LIMIT)
+            output = torch.addmm(last_bias, hidden, last_weight).floor_().clamp_(-LIMIT, LIMIT)
+            shift, scale = output.T.numpy().astype(np.int64)  # from here on in numpy, which is faster on so little
+            mean = centre[c] + (shift * spread[c] >> 6)
+            index = ((PER_OCTAVE * level[c] + scale + 4 >> 3) + 18).clip(0, LARGEST_INDEX)  # `index_of`, rounded
+            value = yield c, batch.positions, mean + noise[c], index
+            values[c, batch.positions] = value
+            of_earlier[0, c] = relative(value - centre[c], spread[c], LIMIT, PARTS)
+            of_earlier[1, c] = np.abs(of_earlier[0, c])
 
 
 def exact(head: nn.ModuleList) -> list:
-    """For each channel the layers of its head: (weight [n_in, n_out], 64 bias [1, n_out]) of each, integers as the model's numbers."""
-    return list(zip(*[zip(integers(layer.weight).mT, ONE * integers(layer.bias)) for layer in head]))
-
-
-def floored(x: Tensor) -> Tensor:
-    """What `IntegerLinear` makes of sums before they are limited."""
-    return (x / ONE + 0.5).floor()
+    """For each channel the layers of its head: (weight [n_in, n_out], bias [1, n_out]) of each, whose `floor` is that of `IntegerLinear`."""
+    return list(zip(*[zip(integers(layer.weight).mT / ONE, integers(layer.bias) + 0.5) for layer in head]))
 
 
 def code_length(offset: Tensor, index: Tensor, in_tables: bool = False) -> Tensor:

@@ -70,7 +70,7 @@ class WienerUNet(UNet2DConditionModel):
         self, sample: Tensor, timestep: Tensor | float | int, encoder_hidden_states: Tensor, *args, return_dict=True, **options
     ):
         """As `UNet2DConditionModel`: sample [B, in_channels, h, w] -> v [B, out_channels, h, w]."""
-        channels = self.config.out_channels
+        channels, dtype = self.config.out_channels, self.dtype
         x_t, extra = sample[:, :channels].float(), sample[:, channels:]
         alpha, sigma = self.levels(timestep, len(sample), sample.device)
         power = self.power(*sample.shape[-2:])
@@ -89,9 +89,9 @@ class WienerUNet(UNet2DConditionModel):
             wiener = mean + inverse_dct(alpha * power / total * dct(x_t - alpha * mean))
             c_out = (sigma**2 * power / total).mean((2, 3), keepdim=True).sqrt()
         c_in = (alpha**2 * variance + sigma**2) ** -0.5
-        seen = torch.cat([c_in * x_t, wiener * variance**-0.5], 1).to(self.dtype)
+        seen = torch.cat([c_in * x_t, wiener * variance**-0.5], 1).to(dtype)
         output = super().forward(
-            torch.cat([seen, extra.to(self.dtype)], 1), timestep, encoder_hidden_states, *args, return_dict=False, **options
+            torch.cat([seen, extra.to(dtype)], 1), timestep, encoder_hidden_states, *args, return_dict=False, **options
         )[0]
         x_0_hat = wiener + c_out * output.float()
         v = ((alpha * x_t - x_0_hat) / sigma).to(sample.dtype)

@@ -46,7 +46,7 @@ class Sender:
         return v
 
     def bits(self) -> float:
-        return float(sum(logistic.code_length(*symbols).sum() for symbols in self.symbols))
+        return float(logistic.code_length(*map(np.concatenate, zip(*self.symbols))).sum()) if self.symbols else 0.0
 
     def steps_to(self, bits: float) -> int:
         """By how many steps (of STEPS_PER_OCTAVE) the step width should grow for the symbols to take about so many bits."""

@@ -100,5 +100,5 @@ class ControlledStableDiffusion(StableDiffusion):
         down, middle = controlnet(*seen, conditioning_scale=scale, return_dict=False)
         added = [features.to(unet.dtype) for features in (middle, *down)]
         residuals = {"mid_block_additional_residual": added[0], "down_block_additional_residuals": added[1:]}
-        x_t = x_t.to(getattr(unet, "input_dtype", unet.dtype))
+        x_t = x_t.to(getattr(unet, "input_dtype", None) or unet.dtype)
         return unet(x_t, t, text, return_dict=False, **residuals)[0].float()

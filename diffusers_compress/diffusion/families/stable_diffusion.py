@@ -46,7 +46,7 @@ class StableDiffusion:
     def predict(self, x_t: Tensor, timesteps: list[int], conditioning: dict[str, Tensor]) -> Tensor:
         """The network's output [B, C, h, w] in float32 for x_t [B, C, h, w] at one timestep each."""
         t, unet = torch.tensor(timesteps, device=x_t.device), self.pipe.unet
-        x_t = x_t.to(getattr(unet, "input_dtype", unet.dtype))
+        x_t = x_t.to(getattr(unet, "input_dtype", None) or unet.dtype)  # a `dtype` looks at all layers
         return unet(x_t, t, conditioning["text"], return_dict=False)[0].float()
 
     def encode_picture(self, x: Tensor) -> Tensor:
