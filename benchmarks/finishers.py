@@ -52,7 +52,10 @@ def main():
     metrics = [PICTURE_METRICS[name].load() for name in METRICS]
     ways = [(f"{count} of the model", Finish(num_inference_steps=count)) for count in args.calls]
     ways += [(f"realism {a:g}", Finish(num_inference_steps=max(args.calls), realism=a)) for a in args.realism]
-    ways += [(f"{count} of the finisher", Finish(num_inference_steps=count, finisher=student)) for count in args.student_calls]
+    for count in args.student_calls:
+        own = min(count, 1) if student.last_call_only else count
+        name = f"{own} of the student" if own == count else f"{count - own} of the model, {own} of the student"
+        ways.append((name, Finish(num_inference_steps=count, finisher=student)))
     noise, rows = schedule.from_pure_noise(pipe.noise_schedule()), defaultdict(list)
     paths = sorted(path for path in args.pictures.iterdir() if path.suffix in {".png", ".webp", ".jpg"})[:: args.every]
     for bpp in args.bpp:
@@ -69,7 +72,7 @@ def main():
                 decoded = finished(pipe, ends, [header], [parameters.prompt], how)[0]
                 if args.save:
                     args.save.mkdir(parents=True, exist_ok=True)
-                    decoded.save(args.save / f"{path.stem}-{bpp:g}-{name}.png".replace(" ", "_"))
+                    decoded.save(args.save / f"{path.stem}-{bpp:g}-{name}.png".replace(",", "").replace(" ", "_"))
                 x, x_hat = distortion.samples(image), distortion.samples(decoded)
                 figures = [metric(x, x_hat, "") for metric in metrics]
                 rows[bpp, name].append([len(asked) + how.num_inference_steps, ends[0][1], *figures])

@@ -31,6 +31,10 @@ class Quality(NamedTuple):
     def figure(self, original: Image.Image, decoded: Image.Image) -> float:
         return self.metric(distortion.samples(original), distortion.samples(decoded), "")
 
+    def __str__(self) -> str:
+        name = self.label.removesuffix(", dB")
+        return f"{name} of {self.value:g}{' dB' if name != self.label else ''}"
+
     def excess(self, figure: float) -> float:
         """By how much a figure is better than wanted."""
         return figure - self.value if self.rises else self.value - figure
@@ -63,9 +67,7 @@ def search(quality: Quality, low: float, high: float, first: float, finest: floa
             good, high = (knob, excess), knob
         elif knob >= high:
             best = quality.value + (excess if quality.rises else -excess)
-            raise ValueError(
-                f"{quality.label} of {quality.value:g} cannot be reached here; this model's best on this picture is {best:.4g}"
-            )
+            raise ValueError(f"{quality} cannot be reached here; this model's best on this picture is {best:.4g}")
         else:
             bad, low = (knob, excess), knob
         if good is not None and (good[1] <= quality.tolerance or high - low <= finest):

@@ -111,21 +111,26 @@ def window(x_0, y, args, cell, generator):
 # ---------------------------------------------------------------------------------------------------------------- training
 
 
-def batch_of(photos, count, args, cell, device, generator):
+def pairs_of(photos, args):
+    """All (x_0, y), and how often each is drawn."""
+    drawn = [(views[view], y, knob) for views, bases in photos for view, _, knob, y in bases]
+    return [(x_0, y) for x_0, y, _ in drawn], torch.tensor([(1.0 + knob) ** -args.low_rates for *_, knob in drawn])
+
+
+def batch_of(pairs, args, cell, device, generator):
     """x_0, y [B, C, s, s] and errors [B, C] of random windows."""
-    pairs = [(views[view], y, knob) for views, bases in photos for view, _, knob, y in bases]
-    weights = torch.tensor([(1.0 + knob) ** -args.low_rates for *_, knob in pairs])
-    chosen = torch.multinomial(weights, count, replacement=True, generator=generator).tolist()
-    windows = [window(*pairs[i][:2], args, cell, generator) for i in chosen]
+    pairs, weights = pairs
+    chosen = torch.multinomial(weights, args.batch, replacement=True, generator=generator).tolist()
+    windows = [window(*pairs[i], args, cell, generator) for i in chosen]
     return [torch.stack(parts).to(device) for parts in zip(*windows)]
 
 
-def fixed_batches(photos, args, cell, device):
+def fixed_batches(pairs, args, cell, device):
     generator = torch.Generator().manual_seed(1)
-    return [batch_of(photos, args.batch, args, cell, device, generator) for _ in range(-(-HELD_OUT // args.batch))]
+    return [batch_of(pairs, args, cell, device, generator) for _ in range(-(-HELD_OUT // args.batch))]
 
 
-def train_estimator(accelerator, pipe, photos, validation, args):
+def train_estimator(accelerator, pipe, pairs, validation, args):
     """By the likelihood of x_0."""
     cell, device = pipe.vae_scale_factor, accelerator.device
     estimator = BaseEstimator(pipe.vae.config.latent_channels, args.width)
@@ -146,7 +151,7 @@ def train_estimator(accelerator, pipe, photos, validation, args):
         )
 
     def loss(model):
-        return nats(model, *batch_of(photos, args.batch, args, cell, device, stage.generator))[0].mean()
+        return nats(model, *batch_of(pairs, args, cell, device, stage.generator))[0].mean()
 
     def validate(model):
         likelihood, error = (torch.cat(parts) for parts in zip(*(nats(model, *batch) for batch in held_out)))
@@ -155,7 +160,7 @@ def train_estimator(accelerator, pipe, photos, validation, args):
     return stage.run(loss, validate)
 
 
-def train_unet(accelerator, pipe, estimator, photos, validation, args):
+def train_unet(accelerator, pipe, estimator, pairs, validation, args):
     """By the error of x_0_hat."""
     cell, device, noise = pipe.vae_scale_factor, accelerator.device, schedule.from_scheduler(pipe.scheduler)
     text = pipe.encode_prompt([""])["text"].detach()
@@ -186,7 +191,7 @@ def train_unet(accelerator, pipe, estimator, photos, validation, args):
         place = torch.rand(args.batch, generator=stage.generator)
         low, high = DIFFUSION_NOISE
         places = low * (high / low) ** place if args.form == "diffusion" else place / (1 - place).clamp(min=1e-6)
-        batch = batch_of(photos, args.batch, args, cell, device, stage.generator)
+        batch = batch_of(pairs, args, cell, device, stage.generator)
         return errors_of_network(model, *batch, places, stage.generator).mean()
 
     def validate(model):
@@ -223,16 +228,16 @@ def main():
     latents = args.latents or args.output / "latents.pt"
     with accelerator.main_process_first():
         make_once(latents, lambda unfinished: torch.save(encode_pairs(pipe, args), unfinished))
-    photos, validation = split(torch.load(latents, weights_only=True))
+    pairs, validation = (pairs_of(part, args) for part in split(torch.load(latents, weights_only=True)))
     folder = args.output / "adapter"
     folder.mkdir(exist_ok=True)
     if args.estimator_minutes:
-        train_once(folder / "estimator", lambda: train_estimator(accelerator, pipe, photos, validation, args).half())
+        train_once(folder / "estimator", lambda: train_estimator(accelerator, pipe, pairs, validation, args).half())
     elif accelerator.is_main_process:
         shutil.copytree(args.start / "estimator", folder / "estimator", dirs_exist_ok=True)
     accelerator.wait_for_everyone()
     estimator = BaseEstimator.from_pretrained(folder / "estimator", dtype=torch.float32)
-    unet = train_unet(accelerator, pipe, estimator, photos, validation, args)
+    unet = train_unet(accelerator, pipe, estimator, pairs, validation, args)
     if accelerator.is_main_process:
         export(unet, folder, args)
 

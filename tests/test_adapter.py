@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -86,6 +88,23 @@ def test_every_type_has_the_signs_of_the_sum_in_float32(unet, tmp_path):
     expected = changed(torch.float32, torch.float32)
     assert [changed(dtype, torch.float32) == expected for dtype in types] == [True] * 3
     assert [changed(dtype, dtype) == expected for dtype in types] == [True, False, False]
+
+
+def test_training_goes_on_from_all_tensors_of_an_adapter_or_is_refused(unet, tiny_sd_folder, tmp_path):
+    again, others = copy.deepcopy(unet), [(None, ""), (2, ""), (1, "down_blocks.0"), (2, "down_blocks")]
+    adapter.choose_trained(unet, 2, "down_blocks.0")
+    with torch.no_grad():
+        for tensor in adapter.changes(unet).values():
+            tensor.normal_()
+    adapter.save(adapter.changes(unet), tmp_path, tiny_sd_folder, torch.float32)
+    for options in others:
+        other = copy.deepcopy(again)
+        adapter.choose_trained(other, *options)
+        with pytest.raises(ValueError, match=r" has \w.*, which is not trained here: give the options that it was made with"):
+            adapter.load_trained(other, tmp_path)
+    adapter.choose_trained(again, 2, "down_blocks.0")
+    adapter.load_trained(again, tmp_path)
+    assert all(torch.equal(tensor, adapter.changes(unet)[name]) for name, tensor in adapter.changes(again).items())
 
 
 def test_an_adapter_of_another_unet_is_refused(unet, tmp_path):

@@ -56,8 +56,10 @@ def test_a_metric_that_falls():
 
 
 def test_what_cannot_be_reached_says_what_can():
-    with pytest.raises(ValueError, match="PSNR, dB of 60 cannot be reached here; this model's best on this picture is 40"):
+    with pytest.raises(ValueError, match="^PSNR of 60 dB cannot be reached here; this model's best on this picture is 40"):
         found(quality.wanted(60, None), lambda x: 40 * x, low=0.0, high=1.0, first=0.7, finest=1e-4)
+    with pytest.raises(ValueError, match=r"^Wasserstein distortion, framelets, 16 px of 1 cannot be reached here; .* is 10$"):
+        found(quality.wanted(None, ("wd", 1)), lambda x: 10 / x, low=0.0, high=1.0, first=0.7, finest=1e-4)
 
 
 def test_diffc_reaches_its_target_in_one_encoding(diffc, cup):
@@ -77,7 +79,7 @@ def test_diffc_reaches_its_target_in_one_encoding(diffc, cup):
 
 
 def test_too_much_is_refused(diffc, cup):
-    with pytest.raises(ValueError, match=r"PSNR, dB of 70 cannot be reached here; this model's best on this picture is \d\d\.\d"):
+    with pytest.raises(ValueError, match=r"PSNR of 70 dB cannot be reached here; this model's best on this picture is \d\d\.\d"):
         diffc.compress(cup, target_psnr=70)
     with pytest.raises(ValueError, match="target_metric is 'beauty', permitted are psnr"):
         diffc.compress(cup, target_metric=("beauty", 1))

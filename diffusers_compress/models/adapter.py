@@ -70,11 +70,16 @@ def changes(unet) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_trained(unet, folder: Path):
-    """Put the file's tensors in the place of those that `choose_trained` chose, as far as the file has them."""
+    """Put the file's tensors in the place of those that `choose_trained` chose. ValueError if one of them has no place there."""
+    chosen = changes(unet)  # the parameters' own memory
     with safe_open(Path(folder, FILE), "pt") as file:
-        for name, tensor in changes(unet).items():  # the parameters' own memory
-            if name in file.keys():
-                tensor.copy_(file.get_tensor(name))
+        for name in file.keys():
+            tensor = file.get_tensor(name)
+            if name not in chosen or chosen[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{folder} has {name} {list(tensor.shape)}, which is not trained here: give the options that it was made with"
+                )
+            chosen[name].copy_(tensor)
 
 
 def merge(unet):

@@ -85,7 +85,7 @@ def walk(
             known = yield Denoise(x_t, t)
             taken = yield from one_step(noise, channel, x_t, t, step, end, known)
         if taken is None:
-            raise ValueError(f"{end.wanted.label} of {end.wanted.value:g} was not reached by a file of {step} steps")
+            raise ValueError(f"{end.wanted} was not reached by a file of {step} steps")
         if noise.snr[taken.t] >= end.near:
             figure = end.figure(taken.x_t, taken.t)
             if good := end.wanted.excess(figure) >= 0:
