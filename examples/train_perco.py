@@ -44,7 +44,7 @@ from diffusers_compress.models.wiener_unet import WienerUNet
 VALIDATION_T = (999, 950, 900, 700, 500, 300)
 PAINTED, SAMPLING_STEPS = 4, 20  # held-out crops that are shown, network calls for them
 REMAINDER_BATCHES = 20  # that the spectrum of what the estimate leaves is measured on
-COUNTED_CELLS = 100_000  # for how often each code is used
+COUNTED_CELLS = 100_000  # for how often each code is used; no more than training saw
 
 
 def parse_args():
@@ -304,7 +304,8 @@ def train(accelerator, pipe, crops, validation, args):
             save_checkpoint(accelerator, args.output, ema, step, time.perf_counter() - start)
     ema.copy_to(trained)
     trainee = accelerator.unwrap_model(trainee).eval()
-    trainee.hyper_encoder.settle(count_codes(training, trainee.hyper_encoder, data(crops, args, accelerator, 0)))
+    seen = itertools.islice(data(crops, args, accelerator, 0), args.steps)
+    trainee.hyper_encoder.settle(count_codes(training, trainee.hyper_encoder, seen))
     return trainee
 
 
@@ -321,9 +322,11 @@ def remainders(training, hyper_encoder, source):
 def count_codes(training, hyper_encoder, source):
     """How often the finished codebook's codes are used on training crops: [K]."""
     counts = torch.zeros(hyper_encoder.config.codebook_size)
-    while counts.sum() < COUNTED_CELLS:
-        indices = hyper_encoder.encode(training.latent_of(next(source)[0])).flatten().cpu()
+    for crops, _ in source:
+        indices = hyper_encoder.encode(training.latent_of(crops)).flatten().cpu()
         counts += torch.bincount(indices, minlength=len(counts))
+        if counts.sum() >= COUNTED_CELLS:
+            break
     return counts
 
 

@@ -33,6 +33,8 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # files with slow tests first, lest all wait for one of them in the end
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

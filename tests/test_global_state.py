@@ -169,11 +169,10 @@ def test_no_global_generator_is_advanced(pipes, photo, case):
     assert (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()) == settings
 
 
-@pytest.mark.parametrize("threads", [2, 8])
 @pytest.mark.parametrize("case", CODECS)
-def test_threads_share_a_pipeline(pipes, expected, photo, case, threads):
-    with ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(lambda _: round_trip(pipes, case, photo), range(threads)))
+def test_threads_share_a_pipeline(pipes, expected, photo, case):
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: round_trip(pipes, case, photo), range(4)))
     for data, picture in results:
         assert data == expected[case][0]
         assert np.abs(picture - expected[case][1]).max() <= 1

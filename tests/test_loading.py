@@ -334,7 +334,8 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 MESSAGES = """
-import os, sys, threading
+import os, sys, threading, time
+time.sleep = lambda seconds: None  # between huggingface_hub's tries
 import fake_hub
 server = fake_hub.serve(sys.argv[1])
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"

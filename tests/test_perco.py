@@ -54,6 +54,10 @@ def pipe(request, tiny_sd_folders):
     return make(tiny_sd_folders[request.param])
 
 
+# For tests of what no prediction type changes
+epsilon_alone = pytest.mark.parametrize("pipe", ["epsilon"], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def coded(pipe, photo):
     return pipe.compress(photo, prompt=CAPTION, seed=7).bitstreams[0]
@@ -87,6 +91,7 @@ def test_round_trip_through_a_file(pipe, photo, coded, tmp_path):
     assert describe(data)["seed"] == 7 and describe(data)["preset"] == "0.0937"
 
 
+@epsilon_alone
 def test_compressing_twice_gives_the_same_bytes(pipe, photo, coded):
     out = pipe.compress(photo, prompt=CAPTION, seed=7)
     assert out.bitstreams[0] == coded and out.bpp == [8 * len(coded) / (96 * 64)]
@@ -133,6 +138,7 @@ def test_a_file_of_the_lowest_preset_has_at_most_115_bytes(tiny_sd_folder):
     assert len(smallest_file(header, np.full((8, 12), 3), "", 0, pipe.hyper_encoder, pipe.tokenizer)) < 40
 
 
+@epsilon_alone
 @pytest.mark.parametrize("rate", [{"max_bytes": 25}, {"target_bpp": 0.03}])
 def test_a_file_that_exceeds_its_size_is_refused(pipe, photo, rate):
     with pytest.raises(ValueError, match="may take .* bytes here; with this model's grid of 12x8 cells"):
@@ -140,6 +146,7 @@ def test_a_file_that_exceeds_its_size_is_refused(pipe, photo, rate):
     assert len(pipe.compress(photo, max_bytes=200).bitstreams[0]) <= 200
 
 
+@epsilon_alone
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -156,6 +163,7 @@ def test_wrong_arguments_are_named(pipe, photo, options, message):
         pipe.compress(photo, **options)
 
 
+@epsilon_alone
 def test_wrong_arguments_of_decompress_are_named(pipe, coded):
     for options in ({"num_images_per_prompt": 0}, {"num_inference_steps": 0}, {"output_type": "jpeg"}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
@@ -212,6 +220,7 @@ def test_any_ode_solver_paints(tiny_sd_folders, photo, name):
     assert np.abs(before - decoded(pipe, data, num_inference_steps=50)).mean() < 0.02
 
 
+@epsilon_alone
 def test_a_captioner_is_asked_for_all_pictures(pipe, photo):
     asked = []
     out = pipe.compress([photo, photo], captioner=lambda pictures: asked.extend(pictures) or ["a dog", "Ein Häuschen"])
@@ -222,6 +231,7 @@ def test_a_captioner_is_asked_for_all_pictures(pipe, photo):
 # ------------------------------------------------------------------------------------------------------------- bad files
 
 
+@epsilon_alone
 def test_any_flipped_bit_is_found(pipe, coded):
     for bit in range(8 * len(coded)):
         broken = bytearray(coded)
@@ -230,12 +240,14 @@ def test_any_flipped_bit_is_found(pipe, coded):
             pipe.decompress(bytes(broken), num_inference_steps=1)
 
 
+@epsilon_alone
 def test_a_cut_file_is_corrupt(pipe, coded):
     for length in range(1, len(coded)):
         with pytest.raises(Corrupt):
             pipe.decompress(coded[:length])
 
 
+@epsilon_alone
 def test_payloads_that_no_encoder_writes(pipe, photo, coded):
     """Whatever stands in a payload: a grid and a caption, or an error of a file, never anything else."""
     header, parameters, payload = read_file(coded)
@@ -251,6 +263,7 @@ def test_payloads_that_no_encoder_writes(pipe, photo, coded):
             assert grid.shape == (8, 12) and 0 <= grid.min() and grid.max() < 64 and len(caption.encode()) <= 4096
 
 
+@epsilon_alone
 def test_a_caption_may_be_no_longer_than_the_limit(pipe, photo):
     data = pipe.compress(photo, prompt="a" * 200).bitstreams[0]
     with pytest.raises(LimitExceeded, match="Limits.prompt_bytes"):
@@ -277,6 +290,7 @@ def test_another_tokenizer_is_refused(tiny_sd_folder, photo):
     assert describe(data)["caption"] == "in letters" and read(pipe, data)[1] == caption
 
 
+@epsilon_alone
 def test_files_of_other_codecs_are_refused(pipe, coded, tiny_sd_folder, photo):
     relic = RelicPipeline.from_pretrained(tiny_sd_folder)
     with pytest.raises(WrongModel, match="PerCoPipeline"):
@@ -333,6 +347,7 @@ def test_decoding_in_another_process(tiny_sd_folder, photo, tmp_path, python):
         assert np.abs(np.asarray(image) / 255 - decoded(pipe, data, num_inference_steps=2)).max() < 2.01 / 255
 
 
+@epsilon_alone
 def test_offloading_runs_every_component(pipe, photo, coded, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = PerCoPipeline.from_pretrained(tmp_path)
@@ -341,6 +356,7 @@ def test_offloading_runs_every_component(pipe, photo, coded, tmp_path):
     assert np.abs(decoded(loaded, coded) - decoded(pipe, coded)).max() < 1.01 / 255
 
 
+@epsilon_alone
 def test_the_command_line(pipe, photo, coded, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pipe.save_pretrained("model")
@@ -357,6 +373,7 @@ def test_the_command_line(pipe, photo, coded, tmp_path, monkeypatch, capsys):
     assert "--fidelity: perco has no such option" in capsys.readouterr().err
 
 
+@epsilon_alone
 def test_whole_datasets(pipe, photo, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "photos").mkdir()
@@ -370,6 +387,7 @@ def test_whole_datasets(pipe, photo, tmp_path):
     assert Image.open(tmp_path / "decoded" / "photo.png").size == photo.size
 
 
+@epsilon_alone
 def test_the_evaluation_knows_rates_that_it_cannot_meet(pipe, photo, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "photos").mkdir()

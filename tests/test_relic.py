@@ -44,6 +44,10 @@ def pipe(request, tiny_sd_folders):
     return load(tiny_sd_folders[request.param])
 
 
+# For tests of what no prediction type changes
+epsilon_alone = pytest.mark.parametrize("pipe", ["epsilon"], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def coded(pipe, photo):
     return pipe.compress(photo, max_bytes=400).bitstreams[0]
@@ -98,12 +102,14 @@ def test_round_trip_through_a_file(pipe, photo, tmp_path, rate, rounding):
     assert describe(data)["rounding"] == rounding and describe(data)["payload"] > 0
 
 
+@epsilon_alone
 @pytest.mark.parametrize("limit", [100, 130, 160, 190])
 def test_files_keep_to_their_size_and_fill_it(pipe, photo, limit):
     size = len(pipe.compress(photo, max_bytes=limit).bitstreams[0])
     assert 0.9 * limit - 4 <= size <= limit
 
 
+@epsilon_alone
 def test_compressing_twice_gives_the_same_bytes(pipe, photo, coded):
     assert pipe.compress(photo, max_bytes=400).bitstreams[0] == coded
 
@@ -115,12 +121,14 @@ def test_calling_the_pipeline_is_compress_and_decompress(pipe, photo, coded):
     assert pipe(photo, max_bytes=400, return_dict=False)[1] == [coded]
 
 
+@epsilon_alone
 def test_compress_does_not_call_the_network(pipe, photo, monkeypatch):
     monkeypatch.setattr(RelicPipeline, "predict", None)
     data = pipe.compress(photo, fidelity=0.9).bitstreams[0]
     assert pipe.decompress(data, preview=True).images[0].size == photo.size
 
 
+@epsilon_alone
 @pytest.mark.parametrize("size", [(1, 1), (65, 65), (97, 12), (1, 300), (300, 1)])
 def test_any_size_comes_back(pipe, trained, size):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
@@ -202,6 +210,7 @@ def test_step_widths():
 # ------------------------------------------------------------------------------------------------------------- entropy models
 
 
+@epsilon_alone
 def test_the_search_forecasts_sizes(pipe, photo):
     x_0 = latent_of(pipe, photo)
     noise, model = from_scheduler(pipe.scheduler), pipe.entropy_model()
@@ -215,6 +224,7 @@ def test_the_search_forecasts_sizes(pipe, photo):
     assert -500 < coarse.steps_to(fine.bits()) < -100
 
 
+@epsilon_alone
 def test_coded_bytes_are_the_ideal_code_length(pipe, trained, photo):
     for each in (pipe, trained):
         data = each.compress(photo, max_bytes=1500).bitstreams[0]
@@ -344,6 +354,7 @@ def test_denoising_takes_the_quantization_noise_away(embedded, portrait):
 # --------------------------------------------------------------------------------------------------------------------- files
 
 
+@epsilon_alone
 def test_damage_and_cuts_are_told(pipe, trained, photo, coded):
     for each, data in ((pipe, coded), (trained, trained.compress(photo, max_bytes=300).bitstreams[0])):
         for position in range(0, len(data), 3):
@@ -377,6 +388,7 @@ def test_another_model_or_entropy_model_is_refused(pipe, trained, photo, coded, 
         bare.decompress(data, allow_other_model=True)
 
 
+@epsilon_alone
 def test_wrong_contents_behind_right_checksums(pipe, coded):
     header, parameters, payload = read_file(coded)
 
@@ -439,6 +451,7 @@ def test_the_command_line_takes_the_codec(photo, tiny_sd_folder, tmp_path, capsy
         assert np.abs(expected - np.asarray(Image.open(target), dtype=int)).max() <= 1
 
 
+@epsilon_alone
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -458,6 +471,7 @@ def test_wrong_arguments_of_compress(pipe, photo, arguments, words):
         pipe.compress(photo, **arguments)
 
 
+@epsilon_alone
 @pytest.mark.parametrize(
     "arguments, words",
     [({"realism": 2}, "realism"), ({"num_inference_steps": 0}, "num_inference_steps"), ({"output_type": "jpg"}, "jpg")],

@@ -17,12 +17,6 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def script(script):
-    script.COUNTED_CELLS = 100
-    return script
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory, photo):
     folder = tmp_path_factory.mktemp("pictures")
     for i in range(4):
