@@ -71,7 +71,7 @@ def test_everything_is_made_anew_by_one_command(pictures, tmp_path, python, monk
     for pipeline, parts in ((DiffCPipeline, ["variance_head"]), (RelicPipeline, ["hyperprior"])):
         pipe = pipeline.from_pretrained(folder)
         assert all(getattr(pipe, part) is not None for part in parts)
-        assert {"error", "latent"} == pipe.config.calibration.keys()
+        assert {"error", "latent", "second_guess"} == pipe.config.calibration.keys()
         decoded = pipe.decompress(pipe.compress(picture, target_bpp=0.2).bitstreams, num_inference_steps=2)
         assert decoded.images[0].size == picture.size
     logs = [tmp_path / "first" / name / "log.jsonl" for name in ("model", "relic", "text_sketch", "refine", "student")]
