@@ -19,6 +19,7 @@ import argparse
 import math
 import platform
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -86,6 +87,7 @@ def main():
     parser.add_argument("--batch", type=int, default=4, help="pictures at a time")
     parser.add_argument("--dims", type=int, default=16_384)
     parser.add_argument("--kl", type=float, nargs="+", default=[20, 100, 500, 1500], help="bits")
+    parser.add_argument("--survivors", type=int, help="messages that the search of trellis32 follows, in place of its own number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -97,6 +99,8 @@ def main():
     print("channel    profile     KL    sent  useful  sent/useful       encode ms  decode ms  trials", flush=True)
     for name in args.channels:
         channel, trials = channel_of(CHANNELS[name].number), args.poisson_trials if name == "poisson" else args.trials
+        if args.survivors and getattr(channel, "survivors", None):
+            channel = replace(channel, survivors=args.survivors)
         rows = []
         for profile, spread in PROFILES.items() if trials else ():
             for kl in args.kl:

@@ -69,13 +69,14 @@ def main():
             receivers, shape = [Receiver(noise, parameters, payload)], pipe.latent_shape(header.height, header.width)
             ends = pipe.reverse(noise, channel_of(parameters.channel), receivers, shape, [""], lambda *step: asked.append(step))
             for name, how in ways:
-                decoded = finished(pipe, ends, [header], [parameters.prompt], how)[0]
+                last = []  # calls
+                decoded = finished(pipe, ends, [header], [parameters.prompt], how, watch=lambda *step: last.append(step))[0]
                 if args.save:
                     args.save.mkdir(parents=True, exist_ok=True)
                     decoded.save(args.save / f"{path.stem}-{bpp:g}-{name}.png".replace(",", "").replace(" ", "_"))
                 x, x_hat = distortion.samples(image), distortion.samples(decoded)
                 figures = [metric(x, x_hat, "") for metric in metrics]
-                rows[bpp, name].append([len(asked) + how.num_inference_steps, ends[0][1], *figures])
+                rows[bpp, name].append([len(asked) + len(last), ends[0][1], *figures])
                 print(path.stem, bpp, name, *(f"{figure:.5g}" for figure in rows[bpp, name][-1]), flush=True)
     print(
         f"\nmeans of {len(paths)} pictures\n\n| bpp | last calls | all calls | {' | '.join(METRICS)} |\n|--|--|--|{'--|' * len(METRICS)}"

@@ -206,7 +206,7 @@ def learned(model: HyperPrior, z_hat: np.ndarray, h: int, w: int, units: list[in
             output = torch.addmm(last_bias, hidden, last_weight).floor_().clamp_(-LIMIT, LIMIT)
             shift, scale = output.T.numpy().astype(np.int64)  # from here on in numpy, which is faster on so little
             mean = centre[c] + (shift * spread[c] >> 6)
-            index = ((PER_OCTAVE * level[c] + scale + 4 >> 3) + 18).clip(0, LARGEST_INDEX)  # `index_of`, rounded
+            index = np.floor(index_of(level[c], scale) + 0.5).astype(np.int64)
             value = yield c, batch.positions, mean + noise[c], index
             values[c, batch.positions] = value
             of_earlier[0, c] = relative(value - centre[c], spread[c], LIMIT, PARTS)
@@ -246,9 +246,9 @@ def deviation(v: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
     return relative(v - centre, spread, LIMIT, PARTS)
 
 
-def index_of(level: Tensor, scale: Tensor) -> Tensor:
-    """Table of `logistic`, unrounded: the spread's own scale, and `scale` eighths of a table more."""
-    return ((PER_OCTAVE * level + scale) / 8 + 18).clamp(0, LARGEST_INDEX)
+def index_of(level, scale):
+    """Table of `logistic`, unrounded, of tensors or arrays: the spread's own scale, and `scale` eighths of a table more."""
+    return ((PER_OCTAVE * level + scale) / 8 + 18).clip(0, LARGEST_INDEX)
 
 
 # --------------------------------------------------------------------------------------------------- quantization parameters
