@@ -21,7 +21,7 @@ from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
 from diffusers_compress.arguments import check_choice, check_walk, generators_of, prompts_of
-from diffusers_compress.codecs.diffc import drift, loop, reference, target
+from diffusers_compress.codecs.diffc import drift, loop, reference, target, tuning
 from diffusers_compress.codecs.diffc.ends import Channel, Receiver, Sender, drift_of
 from diffusers_compress.codecs.diffc.finish import RECONSTRUCTIONS, Finish, finished
 from diffusers_compress.codecs.diffc.format import MAX_PROMPT_BYTES, MAX_STEPS, Parameters, read_file
@@ -99,6 +99,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         num_coding_steps: int = 12,
         coder: str = "trellis32",
         importance: Importance = None,
+        tune: str = "psnr",
         batch_size: int = 8,
         callback_on_step_end: Callback = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
@@ -115,6 +116,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             coder: "trellis32"; "trellis", with which a CPU searches faster, for files 3 to 4 % larger; or "poisson", the published coder.
             importance: where the bits go, a mask, boxes or what finds them, see `importance.maps_of`. The background has no part in the
                 second half of the file. Not with a target of quality.
+            tune: "psnr", or "ms-ssim": fewer bits for fine detail and for busy places, see `tuning`.
             batch_size: pictures of like size that go through the network together at most.
             callback_on_step_end, callback_on_step_end_tensor_inputs: as in `decompress`.
             rate: `target_bpp`, `max_bytes`, `target_psnr` or `target_metric`, if not `fidelity`; see `contract.ImageCodec.compress`.
@@ -123,6 +125,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             ValueError: for an argument out of its range, or a size that even an empty file exceeds.
         """
         check_choice("coder", coder, CHANNELS)
+        check_choice("tune", tune, tuning.TUNES)
         if not 1 <= num_coding_steps <= MAX_STEPS:
             raise ValueError(f"num_coding_steps must be from 1 to {MAX_STEPS}, not {num_coding_steps}")
         watch = self.watch(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -137,16 +140,16 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
         files = [b""] * len(pictures)
         for group, x_0 in self.encode_groups(pictures, batch_size):
-            senders = []
-            for i, x in zip(group, x_0.split(1)):
+            senders, shares = [], tuning.shares(self, tune, [self.pad(pictures[i].x) for i in group], x_0)
+            for i, x, share in zip(group, x_0.split(1), shares):
                 own = noise, pictures[i].header, Parameters(number, 0, prompt=prompts[i]), num_coding_steps
                 if wanted is not None:
-                    senders.append(target.sender(self, wanted, pictures[i].x, x, *own))
+                    senders.append(target.sender(self, wanted, pictures[i].x, x, *own, share))
                 elif fidelity is not None:
                     control = down_to(noise.timestep_of(fidelity), *own, self.error_calibration(), x.shape[1:])
-                    senders.append(Sender(x, control, maps[i]))
+                    senders.append(Sender(x, control, maps[i], share))
                 else:
-                    senders.append(Sender(x, within(pictures[i].max_bytes, *own), maps[i]))
+                    senders.append(Sender(x, within(pictures[i].max_bytes, *own), maps[i], share))
             walk, texts = target.walk if wanted else loop.walk, [prompts[i] for i in group]
             ends = self.reverse(noise, channel_of(number), senders, x_0.shape[1:], texts, watch, walk)
             for i, sender, (x_t, _) in zip(group, senders, ends):

@@ -33,7 +33,7 @@ class Planned(NamedTuple):
     v: Tensor
 
 
-BACKGROUND = 0.5  # share of a file's bits in which a place of importance 0 has a part
+BACKGROUND = 0.5  # part of a file's bits in which a place of importance 0 has a part
 
 
 class Sender:
@@ -42,11 +42,13 @@ class Sender:
     importance: [h, w] in [0, 1]. What matters less drops out earlier. From there on nothing is sent of it: the receiver's own x_0_hat counts
     as the truth, so that what it holds there becomes a draw of the model, while all bits go to the rest, and go farther. No receiver has
     to know.
+    shares: [C, h, w] of what is told of x_0 - x_0_hat, see `tuning`.
     """
 
-    def __init__(self, x_0: Tensor, rate: RateControl, importance: Tensor | None = None):
+    def __init__(self, x_0: Tensor, rate: RateControl, importance: Tensor | None = None, shares: Tensor | None = None):
         self.x_0, self.rate, self.messages = x_0, rate, []
-        self.share = None if importance is None else BACKGROUND + (1 - BACKGROUND) * importance.to(x_0.device)
+        self.until = None if importance is None else BACKGROUND + (1 - BACKGROUND) * importance.to(x_0.device)
+        self.shares = shares
         self.channel = channel_of(rate.parameters.channel)
 
     def goes_on(self, t: int, step: int) -> bool:
@@ -68,8 +70,10 @@ class Sender:
         """
         missing = torch.cat([sender.x_0 for sender in senders]) - x_0_hat
         for own, sender, t in zip(missing, senders, ts):
-            if sender.share is not None:
-                own *= sender.share > sender.rate.done(t)
+            if sender.until is not None:
+                own *= sender.until > sender.rate.done(t)
+            if sender.shares is not None:
+                own *= sender.shares
         difference = coefficients_of(channel, missing).flatten(1)
         most = [max(0, sender.rate.next_budget(limit)) for sender, limit in zip(senders, limits)]
         v = excess(channel, error, most)

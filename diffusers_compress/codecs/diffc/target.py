@@ -37,8 +37,9 @@ def sender(
     header: Header,
     parameters: Parameters,
     steps: int,
+    shares: Tensor | None = None,
 ) -> "QualitySender":
-    """Of a picture [3, H, W] in [-1, 1] with the latent x_0 [1, C, h, w]."""
+    """Of a picture [3, H, W] in [-1, 1] with the latent x_0 [1, C, h, w]; shares: see `tuning`."""
     how = Finish(**wanted.decoding | {"finisher": finisher_of(pipe, wanted.decoding.get("finisher"))})
     original = images.to_output(picture[None])[0]
 
@@ -48,7 +49,7 @@ def sender(
     t = timestep_for(wanted, x_0, noise, figure)
     _, channels, h, w = x_0.shape
     control = rate.down_to(t, noise, header, parameters, steps, pipe.error_calibration(), (channels, h, w))
-    return QualitySender(x_0, control, wanted, t, figure)
+    return QualitySender(x_0, control, wanted, t, figure, shares)
 
 
 def timestep_for(wanted: Quality, x_0: Tensor, noise: NoiseSchedule, figure: Figure) -> int:
@@ -68,8 +69,8 @@ def timestep_for(wanted: Quality, x_0: Tensor, noise: NoiseSchedule, figure: Fig
 class QualitySender(Sender):
     """Ends as soon as its picture is good enough, at about timestep t."""
 
-    def __init__(self, x_0: Tensor, rate: RateControl, wanted: Quality, t: int, figure: Figure):
-        super().__init__(x_0, rate)
+    def __init__(self, x_0: Tensor, rate: RateControl, wanted: Quality, t: int, figure: Figure, shares: Tensor | None = None):
+        super().__init__(x_0, rate, shares=shares)
         self.wanted, self.figure = wanted, figure
         self.rate.stop_t, self.near = 0, NEAR * float(rate.noise.snr[t])
 

@@ -1,0 +1,74 @@
+"""`tune="ms-ssim"`: what a sender keeps back, and what that brings."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_compress import DiffCPipeline, embedded_model, images
+from diffusers_compress.cli.demo import demo_photo
+from diffusers_compress.codecs.diffc.tuning import fineness, shares, visibility
+from diffusers_compress.metrics.distortion import ms_ssim, psnr, samples
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = DiffCPipeline.from_pretrained(embedded_model())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """256x256 pixels: five scales need 161."""
+    return images.open_image(demo_photo()).crop((300, 100, 556, 356))
+
+
+def painter(patterns):
+    """A model whose decoder adds a pattern [P, P] for each coefficient of its channel: patterns [C, P, P]."""
+    kernel = patterns[:, None].expand(-1, 3, -1, -1)
+    return SimpleNamespace(decode_latent=lambda x_0: F.conv_transpose2d(x_0, kernel, stride=patterns.shape[-1]) + 0.3)
+
+
+def test_fineness_of_known_patterns():
+    plain, lines, checks = torch.ones(8, 8), torch.tensor([1.0, -1]).repeat(8, 4), torch.tensor([[1.0, -1], [-1, 1]]).repeat(4, 4)
+    found = fineness(painter(torch.stack([plain, lines, checks])), torch.zeros(1, 3, 2, 2))
+    # Of 64 pixels: the edges alone; 7 differences of 2 in a row, 2 of 1 at its ends, and the edges above and below; both ways
+    assert found.tolist() == pytest.approx([32 / 64, (8 * (7 * 4 + 2) + 16) / 64, 2 * 8 * (7 * 4 + 2) / 64])
+
+
+def test_an_error_is_seen_where_the_picture_is_plain():
+    picture = torch.zeros(3, 64, 64)
+    picture[:, :, 48:] = torch.rand(1, 64, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    seen = visibility(picture, (8, 8))
+    assert seen.max() == 1 and (seen[:, :5] > 1.2 * seen[:, 7:].max()).all()
+
+
+def test_channels_of_one_fineness_are_told_alike():
+    """Such as those of a model on pixels."""
+    (share,) = shares(painter(torch.ones(3, 1, 1)), "ms-ssim", [torch.zeros(3, 16, 16)], torch.zeros(1, 3, 16, 16))
+    assert torch.equal(share, torch.ones(3, 16, 16))
+
+
+def test_more_ms_ssim_from_as_many_bytes(pipe, photo):
+    """Any receiver decodes the file: it is one like others."""
+    files = [pipe.compress(photo, max_bytes=600, tune=tune).bitstreams[0] for tune in ("psnr", "ms-ssim")]
+    decoded = pipe.decompress(files, realism=0.0)
+    x, plain, tuned = (samples(image) for image in (photo, *decoded.images))
+    assert len(files[0]) == len(files[1]) <= 600 and decoded.notes == [[], []]
+    assert 1 - ms_ssim(x, tuned) < 0.98 * (1 - ms_ssim(x, plain))
+    assert psnr(x, tuned) > psnr(x, plain) - 0.3
+
+
+def test_the_default_is_psnr_and_others_are_refused(pipe, photo):
+    small = photo.resize((64, 64))
+    assert pipe.compress(small, max_bytes=100).bitstreams == pipe.compress(small, max_bytes=100, tune="psnr").bitstreams
+    with pytest.raises(ValueError, match="tune must be one of psnr, ms-ssim, not 'vmaf'"):
+        pipe.compress(small, max_bytes=100, tune="vmaf")
+
+
+def test_a_target_of_quality_is_met_by_a_tuned_file(pipe, photo):
+    target, decoding = 0.85, {"realism": 0.0}
+    data = pipe.compress(photo, target_metric=("ms_ssim", target), tune="ms-ssim", decoding=decoding).bitstreams[0]
+    assert target <= ms_ssim(samples(photo), samples(pipe.decompress(data, **decoding).images[0])) < target + 0.02
