@@ -1,7 +1,6 @@
 """What the training scripts share: photos and random windows of them, checkpoints to go on from, and the loop of one stage."""
 
 import json
-import math
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 VALIDATION_PHOTOS = 40  # the last ones by name, a quarter of a small folder, are never trained on
+COOLDOWN = 0.2  # of a stage's minutes, in which the learning rate falls
 
 # ---------------------------------------------------------------------------------------------------------------- data
 
@@ -173,7 +173,11 @@ def add_parts(model, folder, calibration, **components):
 
 
 class Stage:
-    """One stage's loop, in one process: cosine learning rate over wall-clock minutes, averaged weights, checkpoints, log lines."""
+    """One stage's loop over wall-clock minutes, in one process: averaged weights, checkpoints, log lines.
+
+    The learning rate is constant and falls linearly at the end, so that a short run lies on the curve of a long one until then.
+    Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed training durations".
+    """
 
     def __init__(
         self, accelerator, name, model, lr, minutes, args, warm_up=100, decay=0.999, betas=(0.9, 0.99), weight_decay=0.01
@@ -210,7 +214,7 @@ class Stage:
             start = time.perf_counter()
             warm_up = min(1, (self.step + 1) / self.warm_up)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+                group["lr"] = self.lr * warm_up * min(1, 0.01 + (1 - self.progress) / COOLDOWN)
             loss = loss_of(self.model)
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)

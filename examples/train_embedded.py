@@ -37,7 +37,6 @@ WIDTHS = (16, 16, 64, 256)  # of the autoencoder: each step down then only moves
 CONSTANT = 32.0  # in spare channels of the decoder: it keeps RMSNorm linear
 OPENING = 2.0  # bias that keeps ReLU linear
 LATENT_NOISE = 0.03  # std of the noise on the latent that the decoder is trained with
-SIGMAS = (0.05, 200.0)  # sigma / alpha, log-uniform in the UNet's training
 VALIDATION_SIGMAS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.12)
 
 
@@ -62,6 +61,7 @@ def parse_args():
     parser.add_argument("--unet-batch", type=int, default=10)
     parser.add_argument("--unet-crop", type=int, default=320, help="pixels")
     parser.add_argument("--unet-lr", type=float, default=4e-4)
+    parser.add_argument("--noise-levels", type=float, nargs=2, default=[0.05, 200.0], help="sigma / alpha, log-uniform")
     parser.add_argument("--texture-minutes", type=float, default=20)
     parser.add_argument("--texture-lr", type=float, default=5e-5)
     parser.add_argument("--moments-weight", type=float, default=0.01, help="of the error of local standard deviations")
@@ -309,7 +309,7 @@ def train_unet(accelerator, components, text_encoder, tokenizer, photos, validat
 
     def loss_of(model):
         x_0 = components.encode(batch_of_photos(photos, args.unet_crop, args.unet_batch, args.scales, generator))
-        low, high = math.log(SIGMAS[0]), math.log(SIGMAS[1])
+        low, high = map(math.log, args.noise_levels)
         # stratified: each batch holds all levels
         places = (torch.arange(len(x_0)) + torch.rand(len(x_0), generator=generator)) / len(x_0)
         t = timesteps_at((low + (high - low) * places).exp())
