@@ -14,10 +14,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 TUNES = "psnr", "ms-ssim"
-FINE = 2.2  # fineness of which half is told; that of lines across the picture is 2 at a period of 4 pixels, 4 at one of 2
+FINE = 2.0  # fineness of which half is told; that of lines is 2 at a period of 4 pixels, 4 at one of 2
 SIDE = 8  # of the latents that fineness is measured with
-MASKING = 0.1  # power of the variance
-C_2 = 0.03**2  # of SSIM, for pictures in [0, 1]
+BUSY = 0.01  # variance of pictures in [0, 1], from which on less is told
+MASKING = 0.15  # power of the variance
 
 
 def shares(pipe: DiffusionPipeline, tune: str, pictures: Sequence[Tensor], x_0: Tensor) -> Sequence[Tensor | None]:
@@ -29,7 +29,8 @@ def shares(pipe: DiffusionPipeline, tune: str, pictures: Sequence[Tensor], x_0: 
         return [None] * len(pictures)
     low_pass = 1 / (1 + (fineness(pipe, x_0) / FINE) ** 4)  # Butterworth's
     of_channel = (low_pass / low_pass.max())[:, None, None]
-    return [of_channel * visibility(picture, x_0.shape[-2:]).to(x_0.device) for picture in pictures]
+    h, w = x_0.shape[-2:]
+    return [of_channel * visibility(picture, (h, w)).to(x_0.device) for picture in pictures]
 
 
 def fineness(pipe: DiffusionPipeline, x_0: Tensor) -> Tensor:
@@ -48,9 +49,8 @@ def fineness(pipe: DiffusionPipeline, x_0: Tensor) -> Tensor:
 
 
 def visibility(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """How well an error is seen at each position of a latent [h, w], over the median: (2 variance + C_2)^-MASKING, 1 at most."""
+    """How well an error is seen at each position of a latent [h, w], to the power of MASKING: 1, or less where the variance is above BUSY."""
     y = picture.cpu().mean(0) / 2 + 0.5
     cells = F.adaptive_avg_pool2d(torch.stack([y, y.square()]), size)
     mean, square = F.avg_pool2d(cells, 3, 1, padding=1, count_include_pad=False)
-    seen = (2 * (square - mean.square()).clamp(min=0) + C_2) ** -MASKING
-    return (seen / seen.median()).clamp(max=1)
+    return ((square - mean.square()) / BUSY).clamp(min=1) ** -MASKING
