@@ -31,6 +31,7 @@ def main():
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.1])
     parser.add_argument("--tune", choices=TUNES, nargs="+", default=list(TUNES))
     parser.add_argument("--realism", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--coding-steps", type=int, help="num_coding_steps of DiffC; its own default if not given")
     parser.add_argument("--every", type=int, default=1, help="take each n-th picture only")
     args = parser.parse_args()
     pipe = DiffCPipeline.from_pretrained(embedded_model(), dtype=torch.float32)
@@ -58,10 +59,10 @@ def coded(pipe, baseline, image, bpp, args):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture"
         file.write_bytes(largest_that_fits(baseline, image, bpp * image.width * image.height / 8)[0])
-        size = file.stat().st_size
+        size, steps = file.stat().st_size, {"num_coding_steps": args.coding_steps} if args.coding_steps else {}
         yield args.against, size, baseline.decode(file.read_bytes())
         for tune in args.tune:
-            file.write_bytes(pipe.compress(image, max_bytes=size, tune=tune).bitstreams[0])
+            file.write_bytes(pipe.compress(image, max_bytes=size, tune=tune, **steps).bitstreams[0])
             for realism in args.realism:
                 name = f"DiffC, {tune}, realism {realism:g}"
                 yield name, file.stat().st_size, pipe.decompress(file.read_bytes(), realism=realism).images[0]

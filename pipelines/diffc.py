@@ -116,7 +116,7 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             coder: "trellis32"; "trellis", with which a CPU searches faster, for files 3 to 4 % larger; or "poisson", the published coder.
             importance: where the bits go, a mask, boxes or what finds them, see `importance.maps_of`. The background has no part in the
                 second half of the file. Not with a target of quality.
-            tune: "psnr", or "ms-ssim": fewer bits for fine detail and for busy places, see `tuning`.
+            tune: "psnr", or "ms-ssim": latents fitted to it, fewer bits for fine detail and busy places, see `tuning`.
             batch_size: pictures of like size that go through the network together at most.
             callback_on_step_end, callback_on_step_end_tensor_inputs: as in `decompress`.
             rate: `target_bpp`, `max_bytes`, `target_psnr` or `target_metric`, if not `fidelity`; see `contract.ImageCodec.compress`.
@@ -140,7 +140,9 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
 
         files = [b""] * len(pictures)
         for group, x_0 in self.encode_groups(pictures, batch_size):
-            senders, shares = [], tuning.shares(self, tune, [self.pad(pictures[i].x) for i in group], x_0)
+            padded = [self.pad(pictures[i].x) for i in group]
+            x_0 = tuning.latents(self, tune, padded, x_0)
+            senders, shares = [], tuning.shares(self, tune, padded, x_0)
             for i, x, share in zip(group, x_0.split(1), shares):
                 own = noise, pictures[i].header, Parameters(number, 0, prompt=prompts[i]), num_coding_steps
                 if wanted is not None:

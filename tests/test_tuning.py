@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from diffusers_compress import DiffCPipeline, embedded_model, images
 from diffusers_compress.cli.demo import demo_photo
-from diffusers_compress.codecs.diffc.tuning import fineness, shares, visibility
+from diffusers_compress.codecs.diffc import tuning
+from diffusers_compress.codecs.diffc.tuning import fineness, latents, moved, parts, shares, visibility
 from diffusers_compress.metrics.distortion import ms_ssim, psnr, samples
 
 
@@ -49,6 +50,29 @@ def test_channels_of_one_fineness_are_told_alike():
     """Such as those of a model on pixels."""
     (share,) = shares(painter(torch.ones(3, 1, 1)), "ms-ssim", [torch.zeros(3, 16, 16)], torch.zeros(1, 3, 16, 16))
     assert torch.equal(share, torch.ones(3, 16, 16))
+
+
+def test_moved_latents_decode_nearer_to_the_picture(pipe, photo):
+    """On every side of a seam: in two blocks, which see 64 pixels of each other, about what it is in one."""
+    picture = samples(photo) * 2 - 1
+    with torch.inference_mode():
+        x_0 = pipe.encode_picture(picture[None])
+        whole = moved(pipe, picture, x_0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tuning, "BLOCK", 136)
+            halves = moved(pipe, picture, x_0)
+        plain, *tuned = (ms_ssim(picture / 2 + 0.5, pipe.decode_latent(x)[0] / 2 + 0.5) for x in (x_0, whole, halves))
+    assert parts(32, 136 // 8) == [(0, 16), (16, 32)] and not torch.equal(whole, halves)
+    assert max(1 - each for each in tuned) < 0.9 * (1 - plain)
+    assert F.cosine_similarity((whole - x_0).flatten(), (halves - x_0).flatten(), 0) > 0.8
+
+
+def test_latents_that_stay(pipe, photo):
+    picture, x_0 = samples(photo)[:, :160], torch.zeros(1, 24, 20, 32)
+    assert torch.equal(latents(pipe, "ms-ssim", [picture], x_0), x_0)  # five scales need 161 pixels a side
+    assert latents(pipe, "psnr", [picture], x_0) is x_0
+    pixels = SimpleNamespace(vae=None)
+    assert latents(pixels, "ms-ssim", [picture], picture[None]).data_ptr() == picture.data_ptr()
 
 
 def test_more_ms_ssim_from_as_many_bytes(pipe, photo):

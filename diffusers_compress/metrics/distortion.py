@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+SMALLEST = 161  # pixels a side, for the five scales of MS-SSIM
+
 
 def samples(image: Image.Image) -> torch.Tensor:
     """An 8-bit RGB picture as float32 [3, H, W] in [0, 1]."""
@@ -21,20 +23,25 @@ def psnr(x: torch.Tensor, x_hat: torch.Tensor) -> float:
 
 def ms_ssim(x: torch.Tensor, x_hat: torch.Tensor) -> float:
     """MS-SSIM (Wang, Simoncelli, Bovik 2003), mean over the RGB channels. ValueError below 161 pixels a side."""
-    if min(x.shape[-2:]) < 161:
-        raise ValueError(f"picture has {x.shape[-1]}x{x.shape[-2]} pixels, five scales need 161 a side")
-    result = torch.ones(len(x))
+    if min(x.shape[-2:]) < SMALLEST:
+        raise ValueError(f"picture has {x.shape[-1]}x{x.shape[-2]} pixels, five scales need {SMALLEST} a side")
+    return ms_ssim_of(x, x_hat).item()
+
+
+def ms_ssim_of(x: torch.Tensor, x_hat: torch.Tensor) -> torch.Tensor:
+    """`ms_ssim` as a tensor [], through which a gradient goes."""
+    result = 1
     for scale, exponent in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
         luminance, contrast = ssim_terms(x, x_hat)
         term = contrast if scale < 4 else luminance * contrast
-        result *= term.mean(dim=(1, 2)).clamp(min=0) ** exponent
+        result = result * term.mean(dim=(1, 2)).clamp(min=0) ** exponent
         x, x_hat = F.avg_pool2d(x, 2), F.avg_pool2d(x_hat, 2)
-    return result.mean().item()
+    return result.mean()
 
 
 def ssim_terms(x, x_hat):
     """The luminance term and the product of the contrast and structure terms of SSIM around each place, [C, H - 10, W - 10]."""
-    window = torch.exp(-torch.arange(-5.0, 6.0).square() / (2 * 1.5**2))
+    window = torch.exp(-torch.arange(-5.0, 6.0, device=x.device).square() / (2 * 1.5**2))
     window = (window / window.sum()).expand(len(x), 1, 1, 11)
 
     def local(y):
