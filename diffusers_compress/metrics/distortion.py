@@ -30,7 +30,7 @@ def ms_ssim(x: torch.Tensor, x_hat: torch.Tensor) -> float:
 
 def ms_ssim_of(x: torch.Tensor, x_hat: torch.Tensor) -> torch.Tensor:
     """`ms_ssim` as a tensor [], through which a gradient goes."""
-    result = 1
+    result = x.new_ones(len(x))
     for scale, exponent in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
         luminance, contrast = ssim_terms(x, x_hat)
         term = contrast if scale < 4 else luminance * contrast
