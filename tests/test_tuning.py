@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import tiny_models
 import torch
 import torch.nn.functional as F
 
@@ -22,7 +23,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def photo():
-    """256x256 pixels: five scales need 161."""
+    """256x256 pixels: five scales need 176."""
     return images.open_image(demo_photo()).crop((300, 100, 556, 356))
 
 
@@ -67,9 +68,21 @@ def test_moved_latents_decode_nearer_to_the_picture(pipe, photo):
     assert F.cosine_similarity((whole - x_0).flatten(), (halves - x_0).flatten(), 0) > 0.8
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sana", "flux_2", "qwen_image"])
+def test_latents_of_other_models_move(family, photo):
+    """In bfloat16, as on a GPU."""
+    pipe = DiffCPipeline.from_pipe(tiny_models.FAMILIES[family](), dtype=torch.bfloat16)
+    picture = pipe.pad(samples(photo)[:, :176, :180] * 2 - 1)
+    with torch.no_grad():
+        x_0 = pipe.encode_picture(picture[None])
+        fitted = latents(pipe, "ms-ssim", [picture], x_0)
+        before, after = (ms_ssim(picture / 2 + 0.5, pipe.decode_latent(x)[0] / 2 + 0.5) for x in (x_0, fitted))
+    assert after > before and fitted.shape == x_0.shape and fitted.dtype == x_0.dtype
+
+
 def test_latents_that_stay(pipe, photo):
-    picture, x_0 = samples(photo)[:, :160], torch.zeros(1, 24, 20, 32)
-    assert torch.equal(latents(pipe, "ms-ssim", [picture], x_0), x_0)  # five scales need 161 pixels a side
+    picture, x_0 = samples(photo)[:, :168], torch.zeros(1, 24, 21, 32)
+    assert torch.equal(latents(pipe, "ms-ssim", [picture], x_0), x_0)  # five scales need 176 pixels a side
     assert latents(pipe, "psnr", [picture], x_0) is x_0
     pixels = SimpleNamespace(vae=None)
     assert latents(pixels, "ms-ssim", [picture], picture[None]).data_ptr() == picture.data_ptr()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-SMALLEST = 161  # pixels a side, for the five scales of MS-SSIM
+SMALLEST = 176  # pixels a side: 11, the window of SSIM, on the fifth scale
 
 
 def samples(image: Image.Image) -> torch.Tensor:
@@ -22,7 +22,7 @@ def psnr(x: torch.Tensor, x_hat: torch.Tensor) -> float:
 
 
 def ms_ssim(x: torch.Tensor, x_hat: torch.Tensor) -> float:
-    """MS-SSIM (Wang, Simoncelli, Bovik 2003), mean over the RGB channels. ValueError below 161 pixels a side."""
+    """MS-SSIM (Wang, Simoncelli, Bovik 2003), mean over the RGB channels. ValueError below 176 pixels a side."""
     if min(x.shape[-2:]) < SMALLEST:
         raise ValueError(f"picture has {x.shape[-1]}x{x.shape[-2]} pixels, five scales need {SMALLEST} a side")
     return ms_ssim_of(x, x_hat).item()
