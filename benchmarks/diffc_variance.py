@@ -4,9 +4,9 @@
 
 Prints, and plots, means over the pictures: bytes of the file, calls of the sender, PSNR of `denoised`, and the high-frequency power of
 `flow` over that of the autoencoder's own picture (`realism.high_frequency_power`). Everything is measured on files that were written
-and read back. Variances:
+and read back, by the trellis channel. Variances:
 
-    fixed        that of the published coder, with the trellis channel
+    fixed        that of the published coder
     default      the built-in spectrum
     calibrated   the model's spectrum of `calibration.calibrate_error`
     head         that times the model's variance head
@@ -58,7 +58,7 @@ def own_picture(pipe, image):
 def measure(pipe, image, steps, fidelity, path):
     """(calls, bytes, PSNR of denoised, high-frequency power of flow over the autoencoder's)."""
     path.unlink(missing_ok=True)
-    write_file(path, pipe.compress(image, fidelity=fidelity, num_coding_steps=steps).bitstreams[0])
+    write_file(path, pipe.compress(image, fidelity=fidelity, num_coding_steps=steps, coder="trellis").bitstreams[0])
     data = path.read_bytes()
     path.unlink()
     denoised, flow = (pipe.decompress(data, reconstruction=kind).images[0] for kind in ("denoised", "flow"))
