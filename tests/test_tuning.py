@@ -80,6 +80,17 @@ def test_latents_of_other_models_move(family, photo):
     assert after > before and fitted.shape == x_0.shape and fitted.dtype == x_0.dtype
 
 
+def test_latents_move_alike_where_weights_are_on_disk(photo, tmp_path):
+    """Between a layer's call and its gradient, its weights are gone."""
+    picture = samples(photo)[:, :176, :176] * 2 - 1
+    x_0 = torch.randn(1, 4, 22, 22, generator=torch.Generator().manual_seed(0))
+    pipe = DiffCPipeline.from_pipe(tiny_models.FAMILIES["sd_epsilon"](), dtype=torch.float32)
+    expected = latents(pipe, "ms-ssim", [picture], x_0)
+    cpu = torch.device("cpu")
+    pipe.vae.enable_group_offload(cpu, cpu, offload_type="leaf_level", offload_to_disk_path=str(tmp_path))
+    assert torch.equal(latents(pipe, "ms-ssim", [picture], x_0), expected) and not torch.equal(x_0, expected)
+
+
 def test_latents_that_stay(pipe, photo):
     picture, x_0 = samples(photo)[:, :168], torch.zeros(1, 24, 21, 32)
     assert torch.equal(latents(pipe, "ms-ssim", [picture], x_0), x_0)  # five scales need 176 pixels a side

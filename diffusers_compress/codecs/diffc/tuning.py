@@ -66,7 +66,9 @@ def parts(length: int, longest: int) -> list[tuple[int, int]]:
 
 def stepped(pipe: DiffusionPipeline, picture: Tensor, x_0: Tensor) -> Tensor:
     """argmin of 1 - MS-SSIM(picture, decoded x) + PULL mean (x - x_0)^2, as near as STEPS lead."""
-    with torch.inference_mode(False), torch.enable_grad():
+    # Offloading takes a layer's weights away after its call: the graph holds them itself
+    held = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)
+    with torch.inference_mode(False), torch.enable_grad(), held:
         start, target = x_0.clone(), picture / 2 + 0.5
         x = start.clone().requires_grad_()
         adam = torch.optim.Adam([x], lr=RATE, betas=(0.8, 0.95))
