@@ -54,7 +54,7 @@ def test_channels_of_one_fineness_are_told_alike():
 
 
 def test_moved_latents_decode_nearer_to_the_picture(pipe, photo):
-    """On every side of a seam: in two blocks, which see 64 pixels of each other, about what it is in one."""
+    """On every side of a seam: in four blocks, which see 64 pixels of each other, about what it is in one."""
     picture = samples(photo) * 2 - 1
     with torch.inference_mode():
         x_0 = pipe.encode_picture(picture[None])
