@@ -76,13 +76,13 @@ def test_ms_ssim_is_that_of_scikit_image(pair):
 
 
 def test_ms_ssim_is_that_of_torchmetrics(pair):
-    channels = [
-        multiscale_structural_similarity_index_measure(b[None, None], a[None, None], data_range=1.0) for a, b in zip(*pair)
-    ]
-    assert distortion.ms_ssim(*pair) == pytest.approx(torch.stack(channels).mean().item(), abs=1e-3)
+    for pictures in (pair, [x[:, :176, :176] for x in pair]):  # the second have the least size
+        channels = [
+            multiscale_structural_similarity_index_measure(b[None, None], a[None, None], data_range=1.0)
+            for a, b in zip(*pictures)
+        ]
+        assert distortion.ms_ssim(*pictures) == pytest.approx(torch.stack(channels).mean().item(), abs=1e-3)
     assert distortion.ms_ssim(pair[0], pair[0]) == pytest.approx(1, abs=1e-6)
-    smallest = [x[:, :176, :176] for x in pair]
-    assert distortion.ms_ssim(*smallest) == pytest.approx(distortion.ms_ssim(*pair), abs=0.1)
 
 
 def test_ms_ssim_of_a_small_picture_is_refused():

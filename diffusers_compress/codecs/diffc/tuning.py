@@ -32,9 +32,10 @@ BLOCK, MARGIN = 512, 64  # pixels: so large a part has its gradient taken at a t
 
 
 def latents(pipe: DiffusionPipeline, tune: str, pictures: Sequence[Tensor], x_0: Tensor) -> Tensor:
-    """x_0 [B, C, h, w], moved to where it decodes nearer to the pictures in MS-SSIM.
+    """x_0 [B, C, h, w], moved to where it decodes nearer to the pictures in MS-SSIM (Campos et al. 2019).
 
-    pictures: padded, [3, H, W] in [-1, 1]. Those too small for MS-SSIM, and those that are their own latents, stay.
+    pictures: padded, [3, H, W] in [-1, 1]. Latents of those too small for MS-SSIM, and pictures that are their own latents, stay.
+    ValueError if the decoder's output is not finite.
     """
     if tune == "psnr" or pipe.vae is None:
         return x_0
@@ -42,7 +43,7 @@ def latents(pipe: DiffusionPipeline, tune: str, pictures: Sequence[Tensor], x_0:
 
 
 def moved(pipe: DiffusionPipeline, picture: Tensor, x_0: Tensor) -> Tensor:
-    """One picture's x_0 [1, C, h, w], block by block: memory does not grow with the picture."""
+    """One picture's x_0 [1, C, h, w], block by block: the memory of a gradient does not grow with the picture."""
     h, w = x_0.shape[-2:]
     scale = picture.shape[-1] // w
     result = x_0.clone()
@@ -72,7 +73,7 @@ def stepped(pipe: DiffusionPipeline, picture: Tensor, x_0: Tensor) -> Tensor:
         start, target = x_0.clone(), picture / 2 + 0.5
         x = start.clone().requires_grad_()
         adam = torch.optim.Adam([x], lr=RATE, betas=(0.8, 0.95))
-        slower = torch.optim.lr_scheduler.LinearLR(adam, 1, 0, STEPS)
+        slower = torch.optim.lr_scheduler.LinearLR(adam, start_factor=1, end_factor=0, total_iters=STEPS)
         for _ in range(STEPS):
             decoded = pipe.decode_latent(x)[0] / 2 + 0.5
             loss = 1 - ms_ssim_of(target, decoded) + PULL * (x - start).square().mean()
