@@ -21,7 +21,7 @@ from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
 from diffusers_compress.arguments import check_choice, check_walk, generators_of, prompts_of
-from diffusers_compress.codecs.diffc import drift, loop, reference, target, tuning
+from diffusers_compress.codecs.diffc import drift, fitting, loop, reference, target, tuning
 from diffusers_compress.codecs.diffc.ends import Channel, Receiver, Sender, drift_of
 from diffusers_compress.codecs.diffc.finish import RECONSTRUCTIONS, Finish, finished
 from diffusers_compress.codecs.diffc.format import MAX_PROMPT_BYTES, MAX_STEPS, Parameters, read_file
@@ -141,17 +141,17 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
         files = [b""] * len(pictures)
         for group, x_0 in self.encode_groups(pictures, batch_size):
             padded = [self.pad(pictures[i].x) for i in group]
-            x_0 = tuning.latents(self, tune, padded, x_0)
-            senders, shares = [], tuning.shares(self, tune, padded, x_0)
-            for i, x, share in zip(group, x_0.split(1), shares):
+            x_0 = fitting.latents(self, tune, padded, x_0)
+            senders, tuned = [], tuning.tuned(self, tune, padded, x_0)
+            for i, x, own_tuned in zip(group, x_0.split(1), tuned):
                 own = noise, pictures[i].header, Parameters(number, 0, prompt=prompts[i]), num_coding_steps
                 if wanted is not None:
-                    senders.append(target.sender(self, wanted, pictures[i].x, x, *own, share))
+                    senders.append(target.sender(self, wanted, pictures[i].x, x, *own, own_tuned))
                 elif fidelity is not None:
                     control = down_to(noise.timestep_of(fidelity), *own, self.error_calibration(), x.shape[1:])
-                    senders.append(Sender(x, control, maps[i], share))
+                    senders.append(Sender(x, control, maps[i], own_tuned))
                 else:
-                    senders.append(Sender(x, within(pictures[i].max_bytes, *own), maps[i], share))
+                    senders.append(Sender(x, within(pictures[i].max_bytes, *own), maps[i], own_tuned))
             walk, texts = target.walk if wanted else loop.walk, [prompts[i] for i in group]
             ends = self.reverse(noise, channel_of(number), senders, x_0.shape[1:], texts, watch, walk)
             for i, sender, (x_t, _) in zip(group, senders, ends):

@@ -1,4 +1,4 @@
-"""`tune="ms-ssim"`: what a sender keeps back, and what that brings."""
+"""`tune="ms-ssim"`: what a sender tells and keeps back, and what that brings."""
 
 from types import SimpleNamespace
 
@@ -9,8 +9,11 @@ import torch.nn.functional as F
 
 from diffusers_compress import DiffCPipeline, embedded_model, images
 from diffusers_compress.cli.demo import demo_photo
-from diffusers_compress.codecs.diffc import tuning
-from diffusers_compress.codecs.diffc.tuning import fineness, latents, moved, parts, shares, visibility
+from diffusers_compress.codecs.diffc import fitting
+from diffusers_compress.codecs.diffc.ends import Sender
+from diffusers_compress.codecs.diffc.fitting import aimed, distance, latents, moved, parts
+from diffusers_compress.codecs.diffc.tuning import Tuned, fineness, shares, visibility
+from diffusers_compress.coding import dct
 from diffusers_compress.metrics.distortion import ms_ssim, psnr, samples
 
 
@@ -49,7 +52,7 @@ def test_an_error_is_seen_where_the_picture_is_plain():
 
 def test_channels_of_one_fineness_are_told_alike():
     """Such as those of a model on pixels."""
-    (share,) = shares(painter(torch.ones(3, 1, 1)), "ms-ssim", [torch.zeros(3, 16, 16)], torch.zeros(1, 3, 16, 16))
+    (share,) = shares(painter(torch.ones(3, 1, 1)), [torch.zeros(3, 16, 16)], torch.zeros(1, 3, 16, 16))
     assert torch.equal(share, torch.ones(3, 16, 16))
 
 
@@ -60,7 +63,7 @@ def test_moved_latents_decode_nearer_to_the_picture(pipe, photo):
         x_0 = pipe.encode_picture(picture[None])
         whole = moved(pipe, picture, x_0)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tuning, "BLOCK", 136)
+            patch.setattr(fitting, "BLOCK", 136)
             halves = moved(pipe, picture, x_0)
         plain, *tuned = (ms_ssim(picture / 2 + 0.5, pipe.decode_latent(x)[0] / 2 + 0.5) for x in (x_0, whole, halves))
     assert parts(32, 136 // 8) == [(0, 16), (16, 32)] and not torch.equal(whole, halves)
@@ -97,6 +100,49 @@ def test_latents_that_stay(pipe, photo):
     assert latents(pipe, "psnr", [picture], x_0) is x_0
     pixels = SimpleNamespace(vae=None)
     assert latents(pixels, "ms-ssim", [picture], picture[None]).data_ptr() == picture.data_ptr()
+
+
+def test_distance_is_one_less_ms_ssim_and_falls_against_its_slope(pipe, photo):
+    picture = samples(photo) * 2 - 1
+    with torch.inference_mode():
+        x = pipe.encode_picture(picture[None])
+        far, slope = distance(pipe, picture, x)
+        step = 1e-2 * slope / slope.square().mean().sqrt()
+        nearer = distance(pipe, picture, x - step)[0] - distance(pipe, picture, x + step)[0]
+    assert far == pytest.approx(1 - ms_ssim(picture / 2 + 0.5, pipe.decode_latent(x)[0] / 2 + 0.5), abs=1e-6)
+    assert nearer == pytest.approx(-2 * (step * slope).sum().item(), rel=0.1)
+
+
+def test_an_aim_is_a_trade_of_distance_and_bits():
+    """Where a distance can be told exactly: the mean square from a target that is not x_0."""
+    x_0, x_0_hat, target = torch.randn(3, 1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    v = torch.linspace(0.5, 50, 128)[None]
+    w = (v / (1 + v)).view_as(x_0)
+
+    def from_target(x):
+        return (x - target).square().mean().item(), 2 * (x - target) / x.numel()
+
+    def guess_of(x):
+        return x_0_hat + dct.inverse(w * dct.transform(x - x_0_hat))
+
+    told, bits = torch.ones(2, 8, 8), v.log1p().sum().item()
+    free, dear = (aimed(from_target, x_0, x_0_hat, told, v, bits, part) for part in (0.0, 1000.0))
+    assert from_target(guess_of(free))[0] < from_target(guess_of(x_0))[0]
+    assert (dear - x_0_hat).square().sum() < 0.99 * (x_0 - x_0_hat).square().sum()
+    untold = told.clone()
+    untold[:, :4] = 0
+    assert torch.equal(
+        aimed(from_target, x_0, x_0_hat, untold, v, bits, 0.0)[..., :4, :], x_0[..., :4, :]
+    )  # costs nothing, brings nothing
+
+
+def test_a_sender_aims_in_the_last_part_of_its_file():
+    x_0, x_0_hat, v = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1, 16)
+    rate = SimpleNamespace(parameters=SimpleNamespace(channel=3, budgets=[100]), done=lambda t: 1 - t / 10)
+    sender = Sender(x_0, rate, tuned=Tuned(torch.ones(1, 4, 4), lambda x: (0.5, x)))
+    for t, wide, aims in ((5, True, False), (3, False, False), (3, True, True)):  # the published coder is not wide
+        sender.aim(SimpleNamespace(wide=wide, kl=float), t, x_0_hat, v, 20)
+        assert (sender.x_0 is x_0) != aims
 
 
 def test_more_ms_ssim_from_as_many_bytes(pipe, photo):

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_compress.codecs.diffc import drift, reference
+from diffusers_compress.codecs.diffc import drift, fitting, reference
 from diffusers_compress.codecs.diffc.format import File, Parameters
 from diffusers_compress.codecs.diffc.rate import RateControl
 from diffusers_compress.codecs.diffc.timesteps import timesteps_of
+from diffusers_compress.codecs.diffc.tuning import Tuned
 from diffusers_compress.coding import dct
 from diffusers_compress.coding.channels import channel_of
 from diffusers_compress.coding.channels.trellis import Trellis
@@ -42,17 +43,20 @@ class Sender:
     importance: [h, w] in [0, 1]. What matters less drops out earlier. From there on nothing is sent of it: the receiver's own x_0_hat counts
     as the truth, so that what it holds there becomes a draw of the model, while all bits go to the rest, and go farther. No receiver has
     to know.
-    shares: [C, h, w] of what is told of x_0 - x_0_hat, see `tuning`.
+    tuned: how much is told of x_0 - x_0_hat, and what x_0 is aimed by, see `tuning`.
     """
 
-    def __init__(self, x_0: Tensor, rate: RateControl, importance: Tensor | None = None, shares: Tensor | None = None):
+    def __init__(self, x_0: Tensor, rate: RateControl, importance: Tensor | None = None, tuned: Tuned | None = None):
         self.x_0, self.rate, self.messages = x_0, rate, []
         self.until = None if importance is None else BACKGROUND + (1 - BACKGROUND) * importance.to(x_0.device)
-        self.shares = shares
+        self.tuned = tuned
         self.channel = channel_of(rate.parameters.channel)
 
     def goes_on(self, t: int, step: int) -> bool:
         return self.rate.goes_on(t, step)
+
+    def done(self, t: int) -> float:
+        return self.rate.done(t)
 
     @staticmethod
     def plan(
@@ -68,15 +72,18 @@ class Sender:
         y ~ N(m, I) is sent with the shift m = (mu_q - mu_p) / std = sqrt(snr_s - snr_t) (x_0 - x_0_hat). Theis et al. 2022
         x_0_hat: [B, C, h, w], error: [B, n].
         """
+        most = [max(0, sender.rate.next_budget(limit)) for sender, limit in zip(senders, limits)]
+        v = excess(channel, error, most)
+        for i, (sender, t, limit) in enumerate(zip(senders, ts, limits)):
+            if limit is None and most[i] > 0:  # another budget for the same step has the same aim
+                sender.aim(channel, t, x_0_hat[i : i + 1], v[i : i + 1], most[i])
         missing = torch.cat([sender.x_0 for sender in senders]) - x_0_hat
         for own, sender, t in zip(missing, senders, ts):
             if sender.until is not None:
-                own *= sender.until > sender.rate.done(t)
-            if sender.shares is not None:
-                own *= sender.shares
+                own *= sender.until > sender.done(t)
+            if sender.tuned is not None:
+                own *= sender.tuned.shares
         difference = coefficients_of(channel, missing).flatten(1)
-        most = [max(0, sender.rate.next_budget(limit)) for sender, limit in zip(senders, limits)]
-        v = excess(channel, error, most)
         gains = reference.snr_gain(difference.square(), v, useful_bits(channel, most, v)).tolist()
 
         def snr_gain(i, budget):
@@ -96,6 +103,14 @@ class Sender:
             step and Planned(*step, float(snr[step[0]] - snr[t]) ** 0.5 * own, own_v)
             for step, t, own, own_v in zip(steps, ts, difference, v)
         ]
+
+    def aim(self, channel: Channel, t: int, x_0_hat: Tensor, v: Tensor, budget: int) -> None:
+        """Move a tuned sender's x_0, see `fitting.aimed`. The published coder sends x itself and knows no variance: its x_0 stays."""
+        if self.tuned is None or not channel.wide or self.done(t) < fitting.AIMED:
+            return
+        told = self.tuned.shares if self.until is None else self.tuned.shares * (self.until > self.done(t))
+        part = budget / (sum(self.rate.parameters.budgets) + budget)
+        self.x_0 = fitting.aimed(self.tuned.distance, self.x_0, x_0_hat, told, v, channel.kl(budget), part)
 
     @staticmethod
     def transmit(channel: Channel, shifts: list, v: Tensor, rank: Tensor, budget: int, step: int) -> tuple[list, Tensor]:

@@ -17,6 +17,7 @@ from diffusers_compress.codecs.diffc.finish import Finish, finished
 from diffusers_compress.codecs.diffc.format import Parameters
 from diffusers_compress.codecs.diffc.loop import Denoise, Plan, Taken, one_step
 from diffusers_compress.codecs.diffc.rate import RateControl
+from diffusers_compress.codecs.diffc.tuning import Tuned
 from diffusers_compress.coding import randomness
 from diffusers_compress.diffusion.finishers import finisher_of
 from diffusers_compress.diffusion.schedule import NoiseSchedule
@@ -37,9 +38,9 @@ def sender(
     header: Header,
     parameters: Parameters,
     steps: int,
-    shares: Tensor | None = None,
+    tuned: Tuned | None = None,
 ) -> "QualitySender":
-    """Of a picture [3, H, W] in [-1, 1] with the latent x_0 [1, C, h, w]; shares: see `tuning`."""
+    """Of a picture [3, H, W] in [-1, 1] with the latent x_0 [1, C, h, w]."""
     how = Finish(**wanted.decoding | {"finisher": finisher_of(pipe, wanted.decoding.get("finisher"))})
     original = images.to_output(picture[None])[0]
 
@@ -49,7 +50,7 @@ def sender(
     t = timestep_for(wanted, x_0, noise, figure)
     _, channels, h, w = x_0.shape
     control = rate.down_to(t, noise, header, parameters, steps, pipe.error_calibration(), (channels, h, w))
-    return QualitySender(x_0, control, wanted, t, figure, shares)
+    return QualitySender(x_0, control, wanted, t, figure, tuned)
 
 
 def timestep_for(wanted: Quality, x_0: Tensor, noise: NoiseSchedule, figure: Figure) -> int:
@@ -69,10 +70,13 @@ def timestep_for(wanted: Quality, x_0: Tensor, noise: NoiseSchedule, figure: Fig
 class QualitySender(Sender):
     """Ends as soon as its picture is good enough, at about timestep t."""
 
-    def __init__(self, x_0: Tensor, rate: RateControl, wanted: Quality, t: int, figure: Figure, shares: Tensor | None = None):
-        super().__init__(x_0, rate, shares=shares)
+    def __init__(self, x_0: Tensor, rate: RateControl, wanted: Quality, t: int, figure: Figure, tuned: Tuned | None = None):
+        super().__init__(x_0, rate, tuned=tuned)
         self.wanted, self.figure = wanted, figure
-        self.rate.stop_t, self.near = 0, NEAR * float(rate.noise.snr[t])
+        self.rate.stop_t, self.near, self.end = 0, NEAR * float(rate.noise.snr[t]), t
+
+    def done(self, t: int) -> float:
+        return float(self.rate.noise.ratio[t] / self.rate.noise.ratio[self.end])
 
 
 def walk(
