@@ -23,7 +23,7 @@ PULL = 0.3  # price of the mean square by which the latents move
 AIMED = 0.6  # part of a file after which the sender aims
 AIMS = 2  # gradient steps before a coded step
 LENGTH = 0.02  # rms of the first, in scaled latents; it falls linearly
-ELASTICITY = 0.7  # of 1 - MS-SSIM over the bits: with 1 % more of these it falls by .7 %, between .1 and .4 bpp
+ELASTICITY = 0.7  # of 1 - MS-SSIM: with 1 % more bits it falls by .7 %, by about as much from .07 to .4 bpp
 BLOCK, MARGIN = 512, 64  # pixels: so large a part has its gradient taken at a time, with its surroundings
 
 
