@@ -69,19 +69,22 @@ class LatentCodecMixin(CodecMixin):
         self,
         ends: list[tuple[Tensor, int]],
         prompts: list[str],
-        num_steps: int,
+        num_steps: int | list[int],
         realism: float = 1.0,
         guidance_scale: float = 1.0,
         watch: Watch = None,
         finisher: Finisher | None = None,
     ) -> Tensor:
-        """From each x_t [1, C, h, w] at timestep t, where a file ends, to x_0 [B, C, h, w]: by the probability-flow ODE or a finisher."""
-        noise = self.noise_schedule()
+        """From each x_t [1, C, h, w] at timestep t, where a file ends, to x_0 [B, C, h, w]: by the probability-flow ODE or a finisher.
+
+        num_steps: of the network, for all or for each.
+        """
+        noise, counts = self.noise_schedule(), num_steps if isinstance(num_steps, list) else [num_steps] * len(ends)
         if finisher is None or realism == 0:
-            walks = [solvers.solve(x_t, t, num_steps, noise, self.scheduler) for x_t, t in ends]
+            walks = [solvers.solve(x_t, t, count, noise, self.scheduler) for (x_t, t), count in zip(ends, counts)]
             walks = [self.dial(walk, realism, noise, t) for walk, (_, t) in zip(walks, ends)]
             return torch.cat(self.run(walks, prompts, guidance_scale, watch))
-        ways = [finisher.way(t, num_steps) for _, t in ends]
+        ways = [finisher.way(t, count) for (_, t), count in zip(ends, counts)]
         x_s = [x_t for x_t, _ in ends]
         if any(len(way) > 1 for way, _ in ways):
             leads = [solvers.follow(x_t, way, noise) for x_t, (way, _) in zip(x_s, ways)]

@@ -177,7 +177,8 @@ class DiffCPipeline(LatentCodecMixin, DiffusionPipeline):
             reconstruction: from the last noise level on, "flow" (probability-flow ODE), "ancestral" (random draws from `generator`, one
                 for all or a list), or "denoised" (the network's first guess of the mean, in one call: a preview).
             realism: in [0, 1], between the mean and the reconstruction, see `diffusion.realism`. Below 1 a calibrated model has one call more.
-            num_inference_steps: network calls of "flow" and "ancestral"; default: 10, or 1 with a finisher.
+            num_inference_steps: network calls of "flow" and "ancestral"; default: 10, fewer of "flow" from
+                below the middle of the noise schedule, or 1 with a finisher.
             guidance_scale: above 1, guidance towards the file's prompt, in the reconstruction alone.
             finisher: a student in few calls, in place of the flow, see `diffusion.finishers.load`; or a pipeline that has one.
             shared: `limits`, `batch_size` and others that every codec takes, see `contract.ImageCodec.decompress`.

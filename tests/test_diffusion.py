@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 
+from diffusers_compress.codecs.diffc.finish import CALLS, enough_calls
 from diffusers_compress.diffusion import solvers
 from diffusers_compress.diffusion.equations import ddim, kl_bits, posterior, predict_x0
 from diffusers_compress.diffusion.schedule import from_scheduler
@@ -322,6 +323,12 @@ def test_walks_of_different_timesteps_share_the_network():
     assert batches == [3, 3, 3, 2, 2, 1, 1, 1]
     for x_i, start, x_0 in zip(x, starts, together):
         torch.testing.assert_close(x_0, solve(predict, x_i[0], *start, schedule, scheduler)[None])
+
+
+def test_a_stream_that_ends_near_x_0_is_finished_in_as_many_calls_as_are_left():
+    timesteps = solvers.timesteps_to_zero(499, CALLS)
+    assert [enough_calls(t, 1000) for t in timesteps] == list(range(CALLS, 0, -1))
+    assert enough_calls(999, 1000) == CALLS and enough_calls(184, 1000) == 7
 
 
 def test_ancestral_draws_from_the_posterior_of_the_source():

@@ -1,5 +1,6 @@
 """From x_t where a stream ends to the picture."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from diffusers_compress.diffusion.finishers import Finisher, calls_of
 from diffusers_compress.format.container import Header
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
-CALLS = 10
+CALLS = 10  # from the middle of the noise schedule, or above
 
 
 class Finish(NamedTuple):
@@ -36,14 +37,21 @@ def finished(
     watch: Callable | None = None,
 ) -> list:
     """Of each end, x_t [1, C, h, w] and t, the picture."""
-    steps, realism = calls_of(how.num_inference_steps, CALLS, how.finisher), how.realism
+    noise, realism = pipe.noise_schedule(), how.realism
+    usual = [CALLS if how.reconstruction == "ancestral" else enough_calls(t, noise.alpha.numel()) for _, t in ends]
+    steps = [calls_of(how.num_inference_steps, calls, how.finisher) for calls in usual]
     if how.reconstruction == "denoised":  # the flow's one call gives x_0_hat
-        steps, realism = 1, 1.0
+        steps, realism = [1] * len(ends), 1.0
     if how.reconstruction == "ancestral":
-        noise, draws = pipe.noise_schedule(), how.generator if isinstance(how.generator, list) else [how.generator] * len(ends)
-        walks = [solvers.ancestral(x_t, t, steps, noise, draw) for (x_t, t), draw in zip(ends, draws)]
+        draws = how.generator if isinstance(how.generator, list) else [how.generator] * len(ends)
+        walks = [solvers.ancestral(x_t, t, calls, noise, draw) for (x_t, t), calls, draw in zip(ends, steps, draws)]
         walks = [pipe.dial(walk, realism, noise, t) for walk, (_, t) in zip(walks, ends)]
         x_0 = torch.cat(pipe.run(walks, prompts, how.guidance_scale, watch))
     else:
         x_0 = pipe.finish(ends, prompts, steps, realism, how.guidance_scale, watch, how.finisher)
     return pipe.pictures_of(pipe.decode_latent(x_0), headers, output_type)
+
+
+def enough_calls(t: int, num_levels: int) -> int:
+    """CALLS, or the number of those from timestep t on, if they began in the middle: timesteps fall with the square (`timesteps_to_zero`)."""
+    return min(CALLS, math.ceil(math.sqrt(2 * CALLS**2 * (t + 1) / num_levels)))
