@@ -13,7 +13,7 @@ from diffusers_compress.diffusion.finishers import Finisher, calls_of
 from diffusers_compress.format.container import Header
 
 RECONSTRUCTIONS = ("flow", "ancestral", "denoised")
-CALLS = 10  # from the middle of the noise schedule, or above
+CALLS, LEAST = 10, 4  # of the network, from the noisier half of its schedule, and from near x_0
 
 
 class Finish(NamedTuple):
@@ -54,4 +54,4 @@ def finished(
 
 def enough_calls(t: int, num_levels: int) -> int:
     """CALLS, or the number of those from timestep t on, if they began in the middle: timesteps fall with the square (`timesteps_to_zero`)."""
-    return min(CALLS, math.ceil(math.sqrt(2 * CALLS**2 * (t + 1) / num_levels)))
+    return min(CALLS, max(LEAST, math.ceil(math.sqrt(2 * CALLS**2 * (t + 1) / num_levels))))
