@@ -39,7 +39,7 @@ def latents(pipe: DiffusionPipeline, tune: str, pictures: Sequence[Tensor], x_0:
 
 
 def moved(pipe: DiffusionPipeline, picture: Tensor, x_0: Tensor) -> Tensor:
-    """argmin of 1 - MS-SSIM(picture, decoded x) + PULL mean (x - x_0)^2, as near as STEPS lead."""
+    """argmin of 1 - MS-SSIM(picture, decoded x) + PULL mean (x - x_0)^2, as near as STEPS lead from x_0 [1, C, h, w]."""
     x = x_0.clone()
     adam = torch.optim.Adam([x], lr=RATE, betas=(0.8, 0.95))
     slower = torch.optim.lr_scheduler.LinearLR(adam, start_factor=1, end_factor=0, total_iters=STEPS)
