@@ -105,12 +105,14 @@ class Sender:
         ]
 
     def aim(self, channel: Channel, t: int, x_0_hat: Tensor, v: Tensor, budget: int) -> None:
-        """Move a tuned sender's x_0, see `fitting.aimed`. The published coder sends x itself and knows no variance: its x_0 stays."""
-        if self.tuned is None or not channel.wide or self.done(t) < fitting.AIMED:
+        """Move a tuned sender's x_0, see `fitting.aimed`.
+
+        Not by the published coder, which sends x itself and knows no variance, nor with `importance`: the aim is that of the whole picture.
+        """
+        if self.tuned is None or self.until is not None or not channel.wide or self.done(t) < fitting.AIMED:
             return
-        told = self.tuned.shares if self.until is None else self.tuned.shares * (self.until > self.done(t))
         part = budget / (sum(self.rate.parameters.budgets) + budget)
-        self.x_0 = fitting.aimed(self.tuned.distance, self.x_0, x_0_hat, told, v, channel.kl(budget), part)
+        self.x_0 = fitting.aimed(self.tuned.distance, self.x_0, x_0_hat, self.tuned.shares, v, channel.kl(budget), part)
 
     @staticmethod
     def transmit(channel: Channel, shifts: list, v: Tensor, rank: Tensor, budget: int, step: int) -> tuple[list, Tensor]:

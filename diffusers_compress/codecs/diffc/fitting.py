@@ -55,7 +55,7 @@ def aimed(
     distance: Callable[[Tensor], tuple[float, Tensor]],
     x_0: Tensor,
     x_0_hat: Tensor,
-    told: Tensor,
+    shares: Tensor,
     v: Tensor,
     bits: float,
     part: float,
@@ -63,21 +63,21 @@ def aimed(
     """x_0 [1, C, h, w], moved to where the guess that a receiver makes after the next step will be nearer to the picture.
 
     To a receiver x_0 - x_0_hat is Gaussian, with coefficients of known variances e. A step that raises the snr by d shows it
-    c + n / sqrt(d) for c, the coefficients of told (x_0 - x_0_hat), and it guesses w (c + n / sqrt(d)), where w = v / (1 + v), v = d e.
+    c + n / sqrt(d) for c, the coefficients of shares (x_0 - x_0_hat), and it guesses w (c + n / sqrt(d)), where w = v / (1 + v), v = d e.
     What is told costs bits: the price is `part` of all that the file's bits bring, for as much again as is told now.
-    distance: of a latent from the picture, and its gradient. v: [1, n] as `reference.excess` has it. bits: of the step. part: theirs of
-    all bits so far.
+    distance: of a latent from the picture, and its gradient. shares: see `tuning`. v: [1, n] as `reference.excess` has it. bits: of the
+    step. part: theirs of all bits so far.
     """
     w = (v / (1 + v)).view_as(x_0)
-    first = dct.transform(told * (x_0 - x_0_hat))
+    first = dct.transform(shares * (x_0 - x_0_hat))
     d = reference.snr_gain(first.flatten(1).square(), v, bits).item()
     n = randomness.normals(x_0.numel(), randomness.START, 1, device=x_0.device).view_as(x_0)
     for step in range(AIMS):
-        c = dct.transform(told * (x_0 - x_0_hat))
+        c = dct.transform(shares * (x_0 - x_0_hat))
         far, slope = distance(x_0_hat + dct.inverse(w * (c + n / d**0.5)))
         # The transform is orthonormal: its transpose is its inverse
         slope = w * dct.transform(slope) + 2 * ELASTICITY * part * far * c / first.square().sum()
-        slope = told * dct.inverse(slope)
+        slope = shares * dct.inverse(slope)
         x_0 = x_0 - LENGTH * (1 - step / AIMS) * slope / slope.square().mean().sqrt().clamp(min=1e-12)
     return x_0
 
